@@ -1,0 +1,15 @@
+"""The course's package: small modules with one job each, the same ones the chapters build and then import.
+
+Read them in this order: `profile` (how large everything is on this machine), `hub` (where files come from), `stories` and
+`data` (text), `tokenizer`, `minigpt`, `train`, `generate`, `evaluate`, `plot`.
+
+`utils` is a common name. `COURSE` is the mark by which a notebook's first cell knows that the package it imported is
+this one and not another package of the same name.
+"""
+
+COURSE = "lora-in-jax"
+__version__ = "0.1.0"
+
+
+class CourseError(ValueError):
+    """Bad input. The message is one line: what was expected, what was found, what to do."""
