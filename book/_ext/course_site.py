@@ -1,0 +1,57 @@
+"""What the theme needs to be told, and mends.
+
+Three things: theme options (they cannot stand in _config.yml, where they would wipe the launch buttons), scripts of other
+extensions that this site does not use, and accessibility repairs of the finished page (a box that scrolls must be reachable
+by keyboard, an image link needs a name).
+"""
+
+from __future__ import annotations
+
+import re
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+THEME = {
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    "navigation_with_keys": False,
+    "show_navbar_depth": 1,
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "logo": {"alt_text": "LoRA in JAX: home", "text": "LoRA in JAX"},
+}
+# sphinx-thebe and sphinx-comments would prepare live code and comment threads from other hosts; nothing here uses them.
+UNUSED = ("thebe", "comments", "hypothesis", "utterances")
+
+
+def theme_options(app: Sphinx) -> None:
+    """Add ours to the options that Jupyter Book made of _config.yml."""
+    app.config.html_theme_options.update(THEME)
+
+
+def mend_body(html: str) -> str:
+    """Boxes that scroll sideways (code, printed output, tables) are reachable by keyboard."""
+    html = re.sub(r"<pre(?![^>]*tabindex)", '<pre tabindex="0"', html)
+    html = re.sub(
+        r"(<table\b.*?</table>)",
+        r'<div class="table-box" role="region" aria-label="Table" tabindex="0">\1</div>',
+        html,
+        flags=re.S,
+    )
+    return html
+
+
+def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """Called for every page before it is written."""
+    if context.get("body"):
+        context["body"] = mend_body(context["body"])
+    for key in ("script_files", "css_files"):
+        context[key] = [f for f in context.get(key, []) if not any(word in str(f).lower() for word in UNUSED)]
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the hooks."""
+    app.connect("builder-inited", theme_options, priority=100)
+    app.connect("html-page-context", mend_page, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
