@@ -1,0 +1,69 @@
+# LoRA in JAX. `make book` builds the site, `make test` runs every test; both install what they need into .venv first.
+# Choose a Python with `make install PYTHON=python3.12`; `uv` is used when it is on the path.
+
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+PORT ?= 8000
+STUDENT ?= _build/student
+MIRROR ?= mirror
+PYTEST_ARGS ?=
+BIN = $(VENV)/bin
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# The first of these that runs and is new enough. A name on the path may still be a shim that does not run.
+# An old one is handed to tools/install.py all the same: it says what is wrong in one line.
+FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done; \
+	command -v python3 2>/dev/null)
+RUN_PYTHON = $(or $(PYTHON),$(FOUND))
+
+.DEFAULT_GOAL := help
+.PHONY: help install book test lab serve execute sync student check test-browser mirror constraints clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
+
+install:  ## make or update .venv
+	@test -n "$(RUN_PYTHON)" || { echo "install: no python3 found: on Debian or Ubuntu run 'apt-get install python3 python3-venv'" >&2; exit 2; }
+	@command -v $(RUN_PYTHON) >/dev/null || { echo "install: $(RUN_PYTHON) not found" >&2; exit 2; }
+	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)" --constraints "$(CONSTRAINTS)" $(if $(PYTHON),--this-python)
+
+book: install  ## build the site into _build/html from the recorded outputs
+	@$(BIN)/jupyter-book build . --warningiserror --keep-going --quiet
+	@echo "Open _build/html/index.html, or run: make serve"
+
+test: install  ## every test that needs no browser (PYTEST_ARGS="-k lora" chooses)
+	@$(BIN)/python -m pytest -m "not browser and not parity" $(PYTEST_ARGS)
+
+lab: install  ## JupyterLab on the chapters
+	@$(BIN)/jupyter lab chapters
+
+serve: book  ## build the site and show it on http://127.0.0.1:8000 (PORT=)
+	@echo "http://127.0.0.1:$(PORT)"; $(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+execute: install  ## run the chapters for real and record their outputs (CHAPTER=05)
+	@$(BIN)/python tools/execute.py $(CHAPTER)
+
+sync: install  ## bring each .md and its .ipynb together, stamp the repository's address
+	@$(BIN)/python tools/sync.py
+
+student: install  ## the edition without answers, into _build/student (STUDENT=DIR)
+	@$(BIN)/python tools/student.py $(STUDENT)
+
+check: install  ## everything quick: style, pairs, recorded outputs, links
+	@$(BIN)/python tools/check.py
+
+test-browser: book  ## the built site in a real Chromium
+	@$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
+
+mirror: install  ## fill a classroom mirror of data and models (MIRROR=DIR)
+	@$(BIN)/python -m utils.hub --mirror "$(MIRROR)"
+
+constraints:  ## resolve constraints.txt again from requirements.txt (needs uv)
+	@{ echo "# The tested set, one for Python 3.11, 3.12 and 3.13. Made by \`make constraints\`; do not edit by hand."; \
+	uv pip compile --universal --fork-strategy fewest --python-version 3.11 requirements.txt \
+	--quiet --upgrade --no-annotate --no-header; } > constraints.txt.new && mv constraints.txt.new constraints.txt
+
+clean:  ## remove what was built (not .venv)
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
