@@ -102,7 +102,9 @@ def main():
     parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"))
     parser.add_argument("--requirements", default=os.path.join(ROOT, "requirements.txt"))
     parser.add_argument("--constraints", default=os.path.join(ROOT, "constraints.txt"))
-    parser.add_argument("--this-python", action="store_true", help="remake a venv of another Python")
+    parser.add_argument(
+        "--this-python", action="store_true", help="remake a venv of another Python"
+    )
     args = parser.parse_args()
     if args.constraints in ("", "none"):
         args.constraints = None
@@ -128,14 +130,22 @@ def main():
                 return
     uv = shutil.which("uv")
     started = time.time()
-    print("Installing into %s (Python %s, %s)" % (args.venv, python, "uv" if uv else "pip"), flush=True)
+    print(
+        "Installing into %s (Python %s, %s)" % (args.venv, python, "uv" if uv else "pip"),
+        flush=True,
+    )
     if not keep:
         create(args.venv, uv)
     if os.path.isfile(stamp):
         os.remove(stamp)
-    if not uv and subprocess.run(
-        [venv_python(args.venv), "-m", "pip", "--version"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ).returncode:
+    if (
+        not uv
+        and subprocess.run(
+            [venv_python(args.venv), "-m", "pip", "--version"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ).returncode
+    ):
         create(args.venv, None)  # made by uv earlier, and so without pip
     install(args.venv, args.requirements, args.constraints, uv)
     with open(stamp + ".new", "w", encoding="utf-8") as f:
