@@ -5,12 +5,14 @@ and prints which; `split_stories` reads the format and refuses a file that is no
 token ids.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import grain
 import numpy as np
 import tiktoken
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
 from utils import CourseError, hub, profile, stories
 
@@ -115,3 +117,117 @@ def encode(texts: list[str], tok: tiktoken.Encoding) -> list[Int32[np.ndarray, "
             "encode: expected at least one story, found none: check the limit and the split"
         )
     return [np.array(ids, np.int32) for ids in tok.encode_ordinary_batch(texts, num_threads=2)]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of equal length. `segments` numbers the stories in a row from 1; 0 marks padding."""
+
+    tokens: Int[np.ndarray, "N T"]
+    segments: Int[np.ndarray, "N T"]
+    dropped: float = 0.0  # the share of the stories' tokens that no row holds
+
+    @property
+    def wasted(self) -> float:
+        """The share of positions that hold padding: computed, paid for, and thrown away."""
+        return float((self.segments == 0).mean())
+
+
+def pad_rows(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
+    """One story a row (after its start token), cut at `context`, padded to it; what was cut off is dropped."""
+    packed = _fill([[np.concatenate([[eot], row])[:context]] for row in rows], context, eot)
+    whole = sum(len(row) + 1 for row in rows)
+    return Packed(packed.tokens, packed.segments, 1 - float((packed.segments > 0).sum()) / whole)
+
+
+def concat_then_split(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
+    """All stories in one line, each after its start token, cut every `context` tokens: only the last row has padding."""
+    parts: list[list[np.ndarray]] = [[]]
+    room = context
+    for row in rows:
+        story = np.concatenate([[eot], row])
+        while len(story):
+            if room == 0:
+                parts.append([])
+                room = context
+            parts[-1].append(story[:room])
+            story, room = story[room:], room - len(parts[-1][-1])
+    return _fill(parts, context, eot)
+
+
+def best_fit(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
+    """Whole stories where they fit: each piece goes into the fullest row that still has room for it.
+
+    A story longer than `context` is cut into pieces first. Longest pieces are placed first.
+    """
+    stories_ = [np.concatenate([[eot], row]) for row in rows]
+    pieces = [s[i : i + context] for s in stories_ for i in range(0, len(s), context)]
+    open_rows: list[list[int]] = [[] for _ in range(context + 1)]  # open_rows[r]: rows with r free places
+    parts: list[list[np.ndarray]] = []
+    for piece in sorted(pieces, key=len, reverse=True):
+        room = next((r for r in range(len(piece), context + 1) if open_rows[r]), None)
+        if room is None:
+            parts.append([])
+            row, room = len(parts) - 1, context
+        else:
+            row = open_rows[room].pop()
+        parts[row].append(piece)
+        open_rows[room - len(piece)].append(row)
+    return _fill(parts, context, eot)
+
+
+def _fill(parts: list[list[np.ndarray]], context: int, eot: int) -> Packed:
+    tokens = np.full((len(parts), context), eot, np.int32)
+    segments = np.zeros((len(parts), context), np.int32)
+    for row, pieces in enumerate(parts):
+        at = 0
+        for number, piece in enumerate(pieces, start=1):
+            tokens[row, at : at + len(piece)] = piece
+            segments[row, at : at + len(piece)] = number
+            at += len(piece)
+    return Packed(tokens, segments)
+
+
+class Windows:
+    """All stories in one line, seen as windows of `context` inputs and the same places one token later as targets.
+
+    A source for grain: it has a length and can be indexed in any order, which is what makes a shuffle possible without
+    moving data, and a resume possible without replaying it.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], context: int, *, eot: int, seed: int = 0):
+        order = np.random.default_rng(seed).permutation(len(rows))
+        line = [part for i in order for part in ([eot], rows[i])]
+        self.tokens = np.concatenate([*line, [eot]]).astype(np.int32)
+        self.context = context
+        if len(self) < 1:
+            raise CourseError(
+                f"stories: expected at least {context + 1} tokens in all (one window of context {context}), "
+                f"found {len(self.tokens)}: add stories or shorten the context"
+            )
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.context
+
+    def __getitem__(self, i: int) -> dict[str, Int32[np.ndarray, " T"]]:
+        window = self.tokens[i * self.context : (i + 1) * self.context + 1]
+        return {"inputs": window[:-1], "targets": window[1:]}
+
+
+def batches(
+    rows: Sequence[np.ndarray], context: int, batch_size: int, *, eot: int, seed: int = 0
+) -> grain.DatasetIterator:
+    """Endless batches {"inputs", "targets"} [B, T] int32: shuffled, packed, in a new order each epoch.
+
+    The iterator's `get_state()` is a small dictionary; `set_state` of it continues with the very next batch.
+    """
+    source = Windows(rows, context, eot=eot, seed=seed)
+    if len(source) < batch_size:
+        raise CourseError(
+            f"batch_size: expected at most {len(source)} (the windows of context {context} in these stories), "
+            f"found {batch_size}: add stories, or make the batch smaller"
+        )
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+    # No reader threads: slicing an array in memory is quicker than handing it from one thread to another.
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,67 @@
+"""One look for every figure of the course.
+
+Lines differ in colour *and* dash, so that a figure reads without colour; the colours are told apart by colour-blind
+readers and stand out on the figures' own paper, which the site shows as a card in the dark theme too. A figure's title
+is its claim; its axes carry units.
+"""
+
+import json
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PAPER, INK, GREY = "#fbfaf7", "#1b2733", "#6b7280"
+COLORS = {"blue": "#2563a8", "orange": "#c2570c", "green": "#2e7d5b", "purple": "#7a4fa3", "grey": GREY}
+LINESTYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
+
+
+def use_style() -> None:
+    """Make the course's style matplotlib's default, for this session."""
+    plt.rcParams.update(
+        {
+            "figure.facecolor": PAPER,
+            "axes.facecolor": PAPER,
+            "savefig.facecolor": PAPER,
+            "figure.dpi": 120,
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.edgecolor": GREY,
+            "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#d9d6cf",
+            "grid.linewidth": 0.6,
+            "axes.axisbelow": True,
+            "lines.linewidth": 1.8,
+            "legend.frameon": False,
+            "image.cmap": "cividis",
+            "axes.prop_cycle": cycler(color=list(COLORS.values())) + cycler(linestyle=LINESTYLES),
+        }
+    )
+
+
+def figure(
+    width: float = 6.4, height: float = 3.2, *, rows: int = 1, columns: int = 1, **kwargs
+) -> tuple[Figure, Axes]:
+    """A figure in the course's style, `width` x `height` inches; `axes` is an array when there are several."""
+    use_style()
+    return plt.subplots(rows, columns, figsize=(width, height), **kwargs)
+
+
+def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
+    """Running mean over up to `window` values before and at each point; the same length as `values`."""
+    total = np.cumsum(np.insert(np.asarray(values, float), 0, 0.0))
+    end = np.arange(1, len(total))
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)
