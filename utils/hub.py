@@ -269,7 +269,8 @@ def tokenizer(name: str) -> tiktoken.Encoding:
     if name == "stories2048":
         from utils import tokenizer as own
 
-        return own.load(Path(__file__).parent / "assets" / "stories2048.tiktoken")
+        path = Path(__file__).parent / "assets" / "stories2048.tiktoken"
+        return own.encoding(own.load(path), name)
     if name != "gpt2":
         raise CourseError(f"tokenizer: expected stories2048 or gpt2, found {name!r}")
     files = [from_mirror("tiktoken", "", cached) for cached in GPT2_FILES]
