@@ -1,11 +1,13 @@
 """Reads a chapter as the tests need it, and runs it as a learner would.
 
-`read_page(path)` finds the cells and the exercises of a chapter's `.md`. `run_page(path)` executes its code cells from top to
-bottom in one process of their own: profile smoke, an empty folder, no display. At each exercise it runs the stub as
-printed, then each wrong answer, then the solution, and notes what the check said; after each it puts the stub's names
-back, because a learner who presses "Run all" goes on with the stubs.
+`read_page(path)` finds the cells and the exercises of a chapter's `.md`. `run_page(path)` executes
+its code cells from top to bottom in one process of their own: profile smoke, an empty folder, no
+display. At each exercise it runs the stub as printed, then each wrong answer, then the solution,
+and notes what the check said; after each it puts the stub's names back, because a learner who
+presses "Run all" goes on with the stubs.
 
-By hand: `python -m tests.exercises chapters/04_training.md` prints what went wrong, and what each check said.
+By hand: `python -m tests.exercises chapters/04_training.md` prints what went wrong, and what each
+check said.
 """
 
 import ast
@@ -47,7 +49,8 @@ class Cell:
 
 @dataclass
 class Exercise:
-    """An exercise of the page. `solutions` holds every python block of its solution; there should be one."""
+    """An exercise of the page. `solutions` holds every python block of its solution; there should
+    be one."""
 
     id: str
     level: str
@@ -129,7 +132,8 @@ def _find_exercises(cells: list[Cell]) -> list[Exercise]:
 
 
 def problems_of(page: Page) -> list[str]:
-    """What DESIGN of a chapter asks for and this page lacks; the exercises' answers are looked at elsewhere."""
+    """What DESIGN of a chapter asks for and this page lacks; the exercises' answers are looked at
+    elsewhere."""
     found, text = [], page.text
 
     def need(condition: bool, message: str) -> None:
@@ -223,14 +227,15 @@ def wrong_answers(chapter: int) -> dict[str, list[tuple[str, str]]]:
         return {}
 
 
-# ------------------------------------------------------------------------------------------------- running a page
+# ----------------------------------------------------------------------------------- running a page
 
 
 @dataclass
 class Report:
     """What happened: one dict a cell, and for each exercise's answers what the check said.
 
-    `answers[id]` maps "stub", "solution" and each wrong answer's "wrong 0", "wrong 1" … to status, mistake, message.
+    `answers[id]` maps "stub", "solution" and each wrong answer's "wrong 0", "wrong 1" … to status,
+    mistake, message.
     """
 
     cells: list[dict]
@@ -239,7 +244,8 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Time of the page's own cells: the smaller of wall clock and CPU time, which a busy machine disturbs least."""
+        """Time of the page's own cells: the smaller of wall clock and CPU time, which a busy
+        machine disturbs least."""
         return min(
             sum(cell["seconds"] for cell in self.cells),
             sum(cell["cpu_seconds"] for cell in self.cells),
@@ -255,7 +261,8 @@ def run_page(path: Path) -> Report:
 def run_answers(
     path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path: Path | None = None
 ) -> Report:
-    """Run a chapter with these wrong answers. `extra_path` goes in front of `sys.path` (for the harness's own tests)."""
+    """Run a chapter with these wrong answers. `extra_path` goes in front of `sys.path` (for the
+    harness's own tests)."""
     with tempfile.TemporaryDirectory(prefix="chapter-") as folder:
         folder = Path(folder)
         (folder / "empty").mkdir()
@@ -266,7 +273,7 @@ def run_answers(
         settings = {
             "COURSE_PROFILE": "smoke",
             "MPLBACKEND": "agg",
-            "HF_HUB_OFFLINE": "1",  # a test asks no hub: the mirror where there is one, else the built-in data
+            "HF_HUB_OFFLINE": "1",  # the mirror where there is one, else the built-in data
             "PYTHONPATH": os.pathsep.join(part for part in paths if part),
             "PYTHONUNBUFFERED": "1",
         }
@@ -279,8 +286,14 @@ def run_answers(
             str(Path(path).resolve()),
         ]
         try:
-            done = subprocess.run(command, cwd=folder / "empty", env=os.environ | settings, timeout=TIME_LIMIT,
-                                  capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                command,
+                cwd=folder / "empty",
+                env=os.environ | settings,
+                timeout=TIME_LIMIT,
+                capture_output=True,
+                text=True,
+            )
             end = (
                 "complete"
                 if done.returncode == 0
@@ -327,8 +340,16 @@ def _run_here(path: Path, wrong: dict[str, list], note) -> None:
                 error = traceback.format_exc(limit=-6) + output.getvalue()[-500:]
             figures = len(pyplot.get_fignums())
             pyplot.close("all")
-        note(kind="cell", number=cell.number, source=cell.source[:300], error=error, figures=figures, alt=cell.alt,
-             seconds=time.perf_counter() - start, cpu_seconds=time.process_time() - cpu)  # fmt: skip
+        note(
+            kind="cell",
+            number=cell.number,
+            source=cell.source[:300],
+            error=error,
+            figures=figures,
+            alt=cell.alt,
+            seconds=time.perf_counter() - start,
+            cpu_seconds=time.process_time() - cpu,
+        )
         if error is not None:
             return
         if exercise is None:
@@ -360,7 +381,8 @@ def _execute(source: str | ast.Module, filename: str, names: dict) -> None:
 
 
 def _answer(exercise: Exercise, code: str | None, filename: str, names: dict) -> dict:
-    """Run the stub's definitions, over them the answer's, then the check. Returns its result as a dict."""
+    """Run the stub's definitions, over them the answer's, then the check. Returns its result as a
+    dict."""
     definitions, call = split_stub(exercise)
     stub_file = f"<exercise {exercise.id}>"
     linecache.cache[stub_file] = (
@@ -408,20 +430,23 @@ def _main(arguments: list[str]) -> int:
             wanted = {"stub": ("not attempted", None), "solution": ("pass", None)}
             wanted |= {f"wrong {i}": ("fail", mistake) for i, (mistake, _) in enumerate(wrong)}
             for which, (status, mistake) in wanted.items():
-                found = said.get(which)
-                good = found is not None and (found["status"], found["mistake"]) == (
-                    status,
-                    mistake,
+                answer = said.get(
+                    which, {"status": "never reached", "mistake": None, "message": ""}
                 )
+                good = (answer["status"], answer["mistake"]) == (status, mistake)
                 failed += not good
-                print(f"{'ok ' if good else 'BAD'} {exercise.id} {which}: expected {status} {mistake or ''}; found "
-                      f"{(found['status'], found['mistake'], found['message']) if found else 'never reached'}")  # fmt: skip
+                found = " ".join(str(answer[key] or "") for key in ("status", "mistake", "message"))
+                print(f"{'ok ' if good else 'BAD'} {exercise.id} {which}: {found}")
+                if not good:
+                    print(f"    expected {status} {mistake or ''}")
             if len({mistake for mistake, _ in wrong}) < 2:
                 print(f"BAD {exercise.id}: needs two wrong answers of different names")
                 failed += 1
         slow = sorted(report.cells, key=lambda cell: -cell["seconds"])[:3]
-        print(f"{name}: {report.end}, {report.seconds:.1f} s; slowest cells",
-              ", ".join(f"{cell['number']} ({cell['seconds']:.1f} s)" for cell in slow))  # fmt: skip
+        print(
+            f"{name}: {report.end}, {report.seconds:.1f} s; slowest cells",
+            ", ".join(f"{cell['number']} ({cell['seconds']:.1f} s)" for cell in slow),
+        )
     return 1 if failed else 0
 
 

@@ -1,6 +1,8 @@
-"""Every chapter has the parts a chapter must have, and runs from top to bottom, as it is, in profile smoke.
+"""Every chapter has the parts a chapter must have, and runs from top to bottom, as it is, in
+profile smoke.
 
-The loss bands a page prints are asserted by its own cells, so a run that leaves its band fails here.
+The loss bands a page prints are asserted by its own cells, so a run that leaves its band fails
+here.
 """
 
 import pytest

@@ -1,4 +1,5 @@
-"""`check` prints one line and never raises, whatever it is given; the helpers for authors say what they promise."""
+"""`check` prints one line and never raises, whatever it is given; the helpers for authors say what
+they promise."""
 
 import functools
 import linecache
@@ -52,7 +53,7 @@ STUBS = {
     "jitted": "@jax.jit\ndef f(a, b):\n    c = ...\n    return c + a",
     "nnx jitted": "@nnx.jit\ndef f(a, b):\n    ...",
     "partial": "def g(x, a, b):\n    ...\nf = functools.partial(g, 1)",
-    "class": "class f:\n    def __init__(self, a, b):\n        self.c = ...\n    def __call__(self): ...",
+    "class": "class f:\n    def __init__(self, a, b):\n        self.c = ...",
     "module": "class f(nnx.Module):\n    def __init__(self, a, b):\n        ...",
     "none": "f = None",
     "dots": "f = ...",
@@ -65,7 +66,8 @@ def test_a_stub_is_not_attempted(source, capsys):
     result = check("98.1", define(source))
     assert (result.status, result.mistake) == ("not attempted", None)
     assert capsys.readouterr().out == (
-        "Exercise 98.1. Not attempted yet. Replace each ... with your answer, then run the cell again.\n"
+        "Exercise 98.1. Not attempted yet. "
+        "Replace each ... with your answer, then run the cell again.\n"
     )
 
 
@@ -142,10 +144,32 @@ def raises_badly(a, b):
 
 
 ODD = [
-    Hostile(), Endless(), Hostile, Endless, raises_badly, object(), type, 1j, b"x", {}, set(), iter(()), np.array([]),
-    np.array(["a"]), np.array(None), jnp.ones((2, 3), jnp.bfloat16), [[1], [1, 2]], [1, [2, [...]]], range(3), 10**400,
-    nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jax.ShapeDtypeStruct((2, 3), np.float32), jax.random.key(0), {"a": ...}, ...,
-]  # fmt: skip
+    Hostile(),
+    Endless(),
+    Hostile,
+    Endless,
+    raises_badly,
+    object(),
+    type,
+    1j,
+    b"x",
+    {},
+    set(),
+    iter(()),
+    np.array([]),
+    np.array(["a"]),
+    np.array(None),
+    jnp.ones((2, 3), jnp.bfloat16),
+    [[1], [1, 2]],
+    [1, [2, [...]]],
+    range(3),
+    10**400,
+    nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
+    jax.ShapeDtypeStruct((2, 3), np.float32),
+    jax.random.key(0),
+    {"a": ...},
+    ...,
+]
 
 
 @pytest.mark.parametrize("number", range(len(ODD)))

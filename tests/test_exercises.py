@@ -1,7 +1,8 @@
-"""Every exercise of every chapter: the stub is not attempted, the solution passes, wrong answers are recognised.
+"""Every exercise of every chapter: the stub is not attempted, the solution passes, wrong answers
+are recognised.
 
-`pytest tests/test_exercises.py -k 4.1` tries one exercise. The first half of the file tests the harness on a chapter
-in miniature.
+`pytest tests/test_exercises.py -k 4.1` tries one exercise. The first half of the file tests the
+harness on a chapter in miniature.
 """
 
 import pytest
@@ -42,7 +43,8 @@ def test_answers_are_complete(path):
 
 
 def _incomplete(page, wrong, known) -> list[str]:
-    """What is missing from a chapter's answers: one solution, a check, two different wrong answers for each exercise."""
+    """What is missing from a chapter's answers: one solution, a check, two different wrong answers
+    for each exercise."""
     found = []
     for one in page.exercises:
         if len(one.solutions) != 1:
@@ -54,7 +56,7 @@ def _incomplete(page, wrong, known) -> list[str]:
         names = {mistake for mistake, _ in wrong.get(one.id, [])} - set(checks.GENERIC)
         if len(names) < 2:
             found.append(
-                f"{one.id}: expected two wrong answers with names of their own, found {sorted(names)}"
+                f"{one.id}: expected two wrong answers with own names, found {sorted(names)}"
             )
     ids = {one.id for one in page.exercises}
     found += [f"{one}: has a check and is not on the page" for one in known if one not in ids]
@@ -63,7 +65,7 @@ def _incomplete(page, wrong, known) -> list[str]:
     return found
 
 
-# ---------------------------------------------------------------------------------- the harness, on a small chapter
+# ------------------------------------------------------------------ the harness, on a small chapter
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +88,11 @@ def test_harness_reads_the_exercises(small):
 def test_harness_tells_the_answers_apart(small):
     _, report = small
     assert report.end == "complete" and not any(cell["error"] for cell in report.cells)
-    said = {(one, which): (found["status"], found["mistake"])
-            for one, answers in report.answers.items() for which, found in answers.items()}  # fmt: skip
+    said = {
+        (one, which): (found["status"], found["mistake"])
+        for one, answers in report.answers.items()
+        for which, found in answers.items()
+    }
     assert said == {
         ("99.1", "stub"): ("not attempted", None),
         ("99.1", "wrong 0"): ("fail", "nats-not-bits"),
@@ -108,7 +113,8 @@ def test_harness_sees_figures(small):
 
 
 def test_harness_notices_what_is_wrong(tmp_path):
-    """A solution that fails, an answer that cannot run, and a cell that needs the answer to an exercise."""
+    """A solution that fails, an answer that cannot run, and a cell that needs the answer to an
+    exercise."""
     chapter = synthetic.CHAPTER.replace("nats / np.log(2)", "nats * 2").replace(
         "range(4)", "range(undefined)"
     )

@@ -1,22 +1,24 @@
 """Checks: a second pair of eyes on your answer to an exercise.
 
-Every exercise ends with a line such as `check("4.1", my_function)`. It tries what you wrote on a few small inputs and
-prints one line: pass, not attempted yet, or which well-known mistake your answer looks like and where to look next.
-A check holds no solution: it knows properties that a right answer has (a shape, a known value, a sum of one) and
-what the usual wrong answers give. So two very different answers may both pass, and reading this folder spoils little.
+Every exercise ends with a line such as `check("4.1", my_function)`. It tries what you wrote on a
+few small inputs and prints one line: pass, not attempted yet, or which well-known mistake your
+answer looks like and where to look next. A check holds no solution: it knows properties that a
+right answer has (a shape, a known value, a sum of one) and what the usual wrong answers give. So
+two very different answers may both pass, and reading this folder spoils little.
 
-The checks of chapter 4 are in `chapter_04.py`, loaded when the first of them is called. To write one:
+The checks of chapter 4 are in `chapter_04.py`, loaded when the first of them is called. To write
+one:
 
     from utils.checks import call, exercise, expect, expect_close, normal
 
     @exercise("4.1")
     def bits_per_character(learner):
         nats, characters = 100.0, 50
-        found = call(learner, nats, characters)              # runs the learner's function, never trusts it
+found = call(learner, nats, characters)              # runs the learner's function, never trusts it
         expect_close(found, 2.885390, "the bits per character", unlike={
             "nats-not-bits": (2.0, "this is nats per character", "one bit is ln 2 nats"),
         })
-        return "It is the number the chapter prints"         # optional: a sentence to print after "Pass"
+return "It is the number the chapter prints"         # optional: a sentence to print after "Pass"
 """
 
 import ast
@@ -42,13 +44,14 @@ from utils import CourseError
 
 PASS, NOT_ATTEMPTED, FAIL = "pass", "not attempted", "fail"
 
-# Mistakes the helpers below find by themselves. A check should do better than these for the mistakes it expects.
+# Mistakes the helpers below find by themselves. For those it expects, a check has better names.
 GENERIC = ("error", "wrong-type", "wrong-shape", "wrong-values", "not-finite", "returns-nothing")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found. `status` is "pass", "not attempted" or "fail"; `mistake` is its name, None unless "fail"."""
+    """What a check found. `status` is "pass", "not attempted" or "fail"; `mistake` is its name,
+    None unless "fail"."""
 
     status: str
     mistake: str | None
@@ -78,15 +81,17 @@ class LearnerError(Exception):
         self.error = error
 
 
-# ---------------------------------------------------------------------------------------------- for learners
+# ------------------------------------------------------------------------------------- for learners
 
 _registry: dict[str, Callable] = {}
 
 
 def check(exercise_id: str, *answers: Any, **named: Any) -> Result:
-    """Check the answers to an exercise, print one line about them and return the same as a `Result`.
+    """Check the answers to an exercise, print one line about them and return the same as a
+    `Result`.
 
-    Whatever the answers are or do, this does not raise; it raises `CourseError` for an exercise that does not exist.
+    Whatever the answers are or do, this does not raise; it raises `CourseError` for an exercise
+    that does not exist.
     """
     function = find(exercise_id)
     try:
@@ -129,21 +134,23 @@ def ids(chapter: int) -> list[str]:
     return sorted(mine, key=lambda key: int(key.split(".")[1]))
 
 
-# ---------------------------------------------------------------------------------- for the authors of checks
+# ------------------------------------------------------------------------ for the authors of checks
 
 
 def exercise(exercise_id: str) -> Callable[[Callable], Callable]:
     """Register the decorated function as the check of an exercise.
 
-    It gets what the learner gave to `check`, raises `Mistake` (or calls helpers that do), and may return a sentence
-    to print after "pass".
+    It gets what the learner gave to `check`, raises `Mistake` (or calls helpers that do), and may
+    return a sentence to print after "pass".
     """
 
     def register(function: Callable) -> Callable:
         home = re.search(r"\.chapter_(\d\d)$", function.__module__)
         if home and int(home[1]) != int(exercise_id.split(".")[0]):
-            raise CourseError(f"check of exercise {exercise_id}: expected in the file of its own chapter, "
-                              f"found in chapter_{home[1]}.py")  # fmt: skip
+            raise CourseError(
+                f"check of exercise {exercise_id}: expected in the file of its own chapter, "
+                f"found in chapter_{home[1]}.py"
+            )
         other = _registry.get(exercise_id)
         if other is not None and (other.__module__, other.__name__) != (
             function.__module__,
@@ -181,7 +188,8 @@ def attempted(*values: Any) -> None:
 def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Run the learner's function (or class, or module) and return what it returns.
 
-    A stub becomes `NotAttempted`, an exception `LearnerError`, a forgotten `return` the mistake "returns-nothing".
+    A stub becomes `NotAttempted`, an exception `LearnerError`, a forgotten `return` the mistake
+    "returns-nothing".
     """
     attempted(function)
     if not callable(function):
@@ -216,7 +224,8 @@ def attribute(thing: Any, name: str) -> Any:
 
 
 def array(found: Any, what: str = "the result") -> np.ndarray:
-    """The learner's value as a NumPy array; a clear mistake ("wrong-type") where it is no array of numbers.
+    """The learner's value as a NumPy array; a clear mistake ("wrong-type") where it is no array of
+    numbers.
 
     Floating point comes back as float64 (bfloat16 too), integers and booleans as they are.
     """
@@ -235,7 +244,8 @@ def array(found: Any, what: str = "the result") -> np.ndarray:
 def expect_shape(
     found: Any, shape: tuple[int, ...], what: str = "the result", axes: str = ""
 ) -> np.ndarray:
-    """Require a shape. `axes` names it for the reader, as in "[B, T, V]". Returns the value as a NumPy array."""
+    """Require a shape. `axes` names it for the reader, as in "[B, T, V]". Returns the value as a
+    NumPy array."""
     value = array(found, what)
     if value.shape != tuple(shape):
         names = f" ({axes})" if axes else ""
@@ -246,7 +256,8 @@ def expect_shape(
 
 
 def is_close(found: Any, expected: ArrayLike, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
-    """Same shape and same values within the tolerance. False for anything that cannot be compared."""
+    """Same shape and same values within the tolerance. False for anything that cannot be
+    compared."""
     try:
         value, wanted = array(found), array(expected)
         return value.shape == wanted.shape and bool(
@@ -266,10 +277,12 @@ def expect_close(
     atol: float = 1e-6,
     unlike: Mapping[str, tuple] | None = None,
 ) -> np.ndarray:
-    """Require values, shapes first, within `atol + rtol * |expected|`. Returns the value as a NumPy array.
+    """Require values, shapes first, within `atol + rtol * |expected|`. Returns the value as a NumPy
+    array.
 
-    `unlike` maps the name of a likely mistake to (the values it gives, why, what to look at): when the answer is wrong
-    and equals one of them, that mistake is reported instead of a plain difference.
+    `unlike` maps the name of a likely mistake to (the values it gives, why, what to look at): when
+    the answer is wrong and equals one of them, that mistake is reported instead of a plain
+    difference.
     """
     attempted(found)
     if is_close(found, expected, rtol, atol):
@@ -281,8 +294,11 @@ def expect_close(
     value = expect_shape(found, wanted.shape, what, axes)
     if value.dtype.kind == "f" and not np.isfinite(value).all() and np.isfinite(wanted).all():
         bad = int((~np.isfinite(value)).sum())
-        raise Mistake("not-finite", f"{bad} of {value.size} numbers in {what} are NaN or infinite",
-                      "look for a division by zero, a log of zero, or a row that is masked everywhere")  # fmt: skip
+        raise Mistake(
+            "not-finite",
+            f"{bad} of {value.size} numbers in {what} are NaN or infinite",
+            "look for a division by zero, a log of zero, or a row that is masked everywhere",
+        )
     difference = np.abs(value.astype(np.complex128) - wanted.astype(np.complex128))
     worst = np.unravel_index(np.argmax(difference), value.shape) if value.shape else ()
     place = f" at [{', '.join(map(str, worst))}]" if worst else ""
@@ -301,7 +317,7 @@ def integers(low: int, high: int, *shape: int, seed: int = 0) -> Int[np.ndarray,
     return np.random.default_rng(seed).integers(low, high, shape, dtype=np.int32)
 
 
-# ----------------------------------------------------------------------------------------------- how it works
+# ------------------------------------------------------------------------------------- how it works
 
 
 def _judge(function: Callable, answers: tuple, named: dict) -> Result:
@@ -321,7 +337,7 @@ def _judge(function: Callable, answers: tuple, named: dict) -> Result:
         pass
     except Mistake as found:
         if not (found.name in GENERIC and _still_a_stub(learners)):
-            # Named mistakes read as words; generic ones ("wrong shape") say the same as their explanation.
+            # Named mistakes read as words; generic ones say no more than their explanation.
             name = found.name.replace("-", " ")
             start = found.why if found.name in GENERIC else f"this looks like {name}: {found.why}"
             text = _tidy(start) + (
@@ -348,7 +364,8 @@ def _still_a_stub(values: tuple) -> bool:
 
 
 def _functions(thing: Any) -> list:
-    """The plain Python functions behind a function, method, partial, jitted function, class or instance."""
+    """The plain Python functions behind a function, method, partial, jitted function, class or
+    instance."""
     for _ in range(20):  # unwrapping ends long before this, unless an object wraps itself
         if isinstance(thing, functools.partial):
             thing = thing.func
@@ -366,14 +383,15 @@ def _functions(thing: Any) -> list:
     if inspect.isfunction(thing):
         return [thing]
     owner = thing if isinstance(thing, type) else type(thing)
-    # Only what the learner's own notebook defines: a library's classes have placeholders of their own.
+    # Only what the notebook defines: a library's classes have placeholders of their own.
     if owner.__module__ != "__main__":
         return []
     return [value for value in vars(owner).values() if inspect.isfunction(value)]
 
 
 def _is_empty(function: Any) -> bool:
-    """Whether a function's body is nothing but `...`, `pass` or a docstring: it loads one constant and returns it."""
+    """Whether a function's body is nothing but `...`, `pass` or a docstring: it loads one constant
+    and returns it."""
     quiet = {
         "RESUME",
         "NOP",
@@ -394,8 +412,8 @@ def _is_empty(function: Any) -> bool:
 def _has_placeholder(thing: Any) -> bool:
     """Whether the code of a function or class still holds a `...` where an answer belongs.
 
-    `x[..., None]` and `nnx.split(model, nnx.Param, ...)` are ordinary code: only a `...` that stands alone, is
-    assigned or is returned counts.
+    `x[..., None]` and `nnx.split(model, nnx.Param, ...)` are ordinary code: only a `...` that
+    stands alone, is assigned or is returned counts.
     """
     try:
         for function in _functions(thing):
@@ -420,7 +438,8 @@ def _tidy(text: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """`TypeError: the message`, on one line and not too long, also when the message itself is broken."""
+    """`TypeError: the message`, on one line and not too long, also when the message itself is
+    broken."""
     try:
         text = " ".join(str(error).split())
     except BaseException:
@@ -439,7 +458,8 @@ def _describe(value: Any) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the learner's own code an error rose: the deepest line that is in no library and not in the course."""
+    """Where in the learner's own code an error rose: the deepest line that is in no library and not
+    in the course."""
     libraries = [
         str(Path(__file__).resolve().parents[1]),
         *sysconfig.get_paths().values(),
