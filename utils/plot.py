@@ -14,6 +14,8 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils import CourseError
+
 PAPER, INK, GREY = "#fbfaf7", "#1b2733", "#6b7280"
 COLORS = {"blue": "#2563a8", "orange": "#c2570c", "green": "#2e7d5b", "purple": "#7a4fa3", "grey": GREY}
 LINESTYLES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
@@ -65,3 +67,25 @@ def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
     end = np.arange(1, len(total))
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)
+
+
+def guess_data(name: str, x: Sequence[float], y: Sequence[float], label: str = "recorded") -> None:
+    """Hand a recorded curve to the site's "draw your guess" widget of the same name (`data-name`).
+
+    Shows one line in a notebook; the numbers travel hidden in the cell's output, where the site's script finds them.
+    More than 400 points are thinned evenly, first and last kept.
+    """
+    from IPython.display import HTML, display  # only a notebook needs it
+
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if not name or not all(c.isascii() and (c.isalnum() or c == "-") for c in name):
+        raise CourseError(f"guess_data: expected a name of letters, digits and hyphens, found {name!r}")
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0:
+        raise CourseError(f"guess_data: expected x and y of one equal length, found {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise CourseError("guess_data: expected finite numbers, found NaN or infinity: drop those points first")
+    keep = np.unique(np.linspace(0, x.size - 1, min(x.size, 400)).round().astype(int))
+    points = {"label": label, "x": x[keep].tolist(), "y": [float(f"{v:.6g}") for v in y[keep]]}
+    text = json.dumps(points).replace("<", "\\u003c")  # no "</script>" can end the element early
+    display(HTML(f'<script type="application/json" data-guess="{name}">{text}</script>'))
+    print(f'recorded curve for the guess "{name}": {keep.size} points')

@@ -1,8 +1,8 @@
 """Where the numbers on a page come from.
 
-`make execute` writes into each notebook on which device, with which versions, in how many seconds and from which data it was
-run (`metadata.course.provenance`). This extension prints that at the foot of every chapter, and all of it in one table wherever
-a page says
+`make execute` writes into each notebook on which device, with which versions, in how many seconds and from which
+data it was run (`metadata.course.provenance`). This extension prints that at the foot of every chapter, and all of
+it in one table wherever a page says
 
     ```{course-status}
     ```
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+from html import escape
 from pathlib import Path
 
 from docutils import nodes
@@ -42,19 +43,21 @@ def title_of(path: Path) -> str:
     return path.stem
 
 
+def other_runs(path: Path) -> list[dict]:
+    """Records of the same chapter on other devices, whose outputs are not the ones shown."""
+    notebook = json.loads(path.read_text("utf8"))
+    return list(notebook.get("metadata", {}).get("course", {}).get("runs") or [])
+
+
 def changed_modules(record: dict, srcdir: Path) -> list[str]:
     """Names of the `utils` modules that differ from those the notebook ran with."""
-    recorded = record.get("utils") or {}
-    if not recorded:
-        return []
     if str(srcdir) not in sys.path:
         sys.path.insert(0, str(srcdir))
     try:
-        from tools.provenance import module_hashes  # the same function that recorded them
-    except ImportError:
+        from tools import provenance as recorder  # the same function that recorded them
+    except ImportError:  # an edition without the tools
         return []
-    current = module_hashes(list(recorded))
-    return [name for name, value in recorded.items() if current.get(name) != value]
+    return recorder.changed_modules(record, srcdir)
 
 
 def duration(seconds: float) -> str:
@@ -83,14 +86,12 @@ class provenance(nodes.General, nodes.Element):
     """The foot of a chapter."""
 
 
-def foot(record: dict | None, changed: list[str]) -> provenance:
-    """The foot as a node; its text is also what search finds."""
+def foot(record: dict | None, changed: list[str], runs: list[dict]) -> provenance:
+    """The foot as a node."""
     node = provenance()
     node["missing"], node["changed"] = record is None, changed
-    if record is None:
-        node["facts"] = {}
-        return node
-    node["facts"] = facts(record)
+    node["facts"] = facts(record) if record else {}
+    node["runs"] = [facts(run) for run in runs]
     return node
 
 
@@ -101,17 +102,19 @@ def add_foot(app: Sphinx, doctree: nodes.document) -> None:
     if not docname.startswith("chapters/") or not path.is_file():
         return
     record = read(path)
-    node = foot(record, changed_modules(record, Path(app.srcdir)) if record else [])
+    node = foot(
+        record, changed_modules(record, Path(app.srcdir)) if record else [], other_runs(path)
+    )
     sections = [child for child in doctree.children if isinstance(child, nodes.section)]
     (sections[-1] if sections else doctree).append(node)
 
 
 def visit_provenance(self, node: provenance) -> None:
     """One quiet line, and a warning when the package has moved on."""
-    from html import escape
-
     if node["missing"]:
-        self.body.append('<p class="provenance provenance-missing">Not executed yet: this page shows no recorded outputs.</p>')
+        self.body.append(
+            '<p class="provenance">Not executed yet: this page shows no recorded outputs.</p>'
+        )
         raise nodes.SkipNode
     f = {key: escape(value) for key, value in node["facts"].items()}
     stale = ""
@@ -119,9 +122,16 @@ def visit_provenance(self, node: provenance) -> None:
         names = ", ".join(f"<code>{escape(name)}</code>" for name in node["changed"])
         stale = f' <strong class="provenance-stale">Older than the package:</strong> {names} changed since.'
     self.body.append(
-        f'<p class="provenance">Recorded on {f["date"]}: {f["device"]}, profile <code>{f["profile"]}</code>, {f["time"]}. '
-        f'Data: {f["data"]}. {f["versions"]}.{stale}</p>'
+        f'<p class="provenance">Recorded on {f["date"]}: {f["device"]}, profile <code>{f["profile"]}</code>, '
+        f"{f['time']}. "
+        f"Data: {f['data']}. {f['versions']}.{stale}</p>"
     )
+    for run in node["runs"]:
+        f = {key: escape(value) for key, value in run.items()}
+        self.body.append(
+            f'<p class="provenance provenance-other">Also run on {f["date"]} (outputs not shown): {f["device"]}, '
+            f"profile <code>{f['profile']}</code>, {f['time']}. Data: {f['data']}. {f['versions']}.</p>"
+        )
     raise nodes.SkipNode
 
 
@@ -145,8 +155,15 @@ class Status(SphinxDirective):
                 continue
             f = facts(record)
             changed = changed_modules(record, srcdir)
-            state = f["date"] if not changed else f"{f['date']}, older than the package ({', '.join(changed)})"
+            state = (
+                f["date"]
+                if not changed
+                else f"{f['date']}, older than the package ({', '.join(changed)})"
+            )
             rows.append([title_of(path), f["device"], f["profile"], f["time"], f["data"], state])
+            for run in other_runs(path):
+                f = facts(run)
+                rows.append(["(also)", f["device"], f["profile"], f["time"], f["data"], f["date"]])
         if not rows:
             return [nodes.paragraph("", "No chapter has been recorded yet.")]
         return [table(["chapter", "device", "profile", "time", "data", "recorded"], rows)]
@@ -157,13 +174,19 @@ def table(head: list[str], rows: list[list[str]]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]
     group += nodes.thead("", nodes.row("", *[nodes.entry("", text(word)) for word in head]))
-    group += nodes.tbody("", *[nodes.row("", *[nodes.entry("", text(cell)) for cell in row]) for row in rows])
+    group += nodes.tbody(
+        "", *[nodes.row("", *[nodes.entry("", text(cell)) for cell in row]) for row in rows]
+    )
     return nodes.table("", group, classes=["status"])
 
 
 def outdated(app: Sphinx, env: object, added: set, changed: set, removed: set) -> list[str]:
     """A change in `utils/` must show on pages whose own file did not change."""
-    return [name for name in env.found_docs if name.startswith("chapters/") or name.endswith("reference/status")]
+    return [
+        name
+        for name in env.found_docs
+        if name.startswith("chapters/") or name.endswith("reference/status")
+    ]
 
 
 def _skip(self, node: provenance) -> None:

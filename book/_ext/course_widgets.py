@@ -1,8 +1,9 @@
 """Data for the widgets, made while the site is built.
 
 The tokenizer widget must give exactly the ids that Python gives. Two things decide them: the merges (the kept file
-`utils/assets/stories2048.tiktoken`) and what counts as a letter, a number or white space. Browsers differ in the last, by their
-Unicode version, so both are written here from the installed tiktoken: the page holds no second copy kept by hand.
+`utils/assets/stories2048.tiktoken`) and what counts as a letter, a number or white space. Browsers differ in the
+last, by their Unicode version, so both are written here from the installed tiktoken: the page holds no second copy
+kept by hand.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ NAME = "stories2048"
 def code_points(regex: str) -> list[list[int]]:
     """Ranges [first, last] of the code points that tiktoken's own regex engine puts in a class such as `\\p{L}`.
 
-    One encoding knows nothing but the 256 bytes, and drops what its pattern does not match: what comes back is the class.
+    One encoding knows the 256 bytes alone, and drops what its pattern does not match: what
+    comes back is the class.
     """
     import tiktoken
 
     probe = tiktoken.Encoding(
-        name="probe", pat_str=regex, mergeable_ranks={bytes([i]): i for i in range(256)}, special_tokens={}
+        name="probe",
+        pat_str=regex,
+        mergeable_ranks={bytes([i]): i for i in range(256)},
+        special_tokens={},
     )
     everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF)
     kept = [ord(c) for c in probe.decode(probe.encode_ordinary(everything))]
@@ -46,7 +51,9 @@ def tokenizer_data(path: Path) -> dict:
             ranks.append((int(rank), token))
     ranks.sort()
     if [rank for rank, _ in ranks] != list(range(len(ranks))):
-        raise ValueError(f"{path}: expected ranks 0, 1, 2, …, found a gap; save the tokenizer again")
+        raise ValueError(
+            f"{path}: expected ranks 0, 1, 2, …, found a gap; save the tokenizer again"
+        )
     return {
         "name": NAME,
         "tokens": [token for _, token in ranks],
@@ -63,9 +70,11 @@ def write_data(app: Sphinx, exception: Exception | None) -> None:
     source = Path(app.srcdir) / "utils" / "assets" / f"{NAME}.tiktoken"
     if not source.is_file():
         return
-    target = Path(app.outdir) / "_static" / "widgets" / f"{NAME}.json"
+    data = json.dumps(tokenizer_data(source), separators=(",", ":"))
+    target = Path(app.outdir) / "_static" / "widgets" / f"{NAME}.js"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(tokenizer_data(source), separators=(",", ":")), "utf8")
+    # A script, not JSON: a page opened from disk may load scripts, but not fetch files.
+    target.write_text(f'Course.data("{NAME}", {data});\n', "utf8")
 
 
 def setup(app: Sphinx) -> dict:
