@@ -18,7 +18,7 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute sync student check test-browser mirror constraints clean
+.PHONY: help install book test lab serve execute sync student check format test-browser mirror constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -50,8 +50,11 @@ sync: install  ## bring each .md and its .ipynb together, stamp the repository's
 student: install  ## the edition without answers, into _build/student (STUDENT=DIR)
 	@$(BIN)/python tools/student.py $(STUDENT)
 
-check: install  ## everything quick: style, pairs, recorded outputs, links
+check: install  ## everything quick, under a minute - style, pairs, recorded outputs, links
 	@$(BIN)/python tools/check.py
+
+format: install  ## put the code into the one style
+	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 test-browser: book  ## the built site in a real Chromium
 	@$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)

@@ -33,6 +33,13 @@ jupytext:
 kernelspec: {display_name: Python 3, name: python3}
 ---
 """
+# Without a version: the notebook must not change with the Python that runs it.
+LANGUAGE = {
+    "name": "python",
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "pygments_lexer": "ipython3",
+}
 # What editors and runs write into a notebook's cells: never content.
 CELL_NOISE = {
     "jupyter",
@@ -180,7 +187,7 @@ def _new_id(cell: NotebookNode, taken: set[str]) -> str:
 
 
 def merge(new: NotebookNode, old: NotebookNode | None) -> NotebookNode:
-    """`new`'s content with `old`'s outputs where the code is unchanged, and `old`'s cell ids wherever a cell lived on."""
+    """`new`'s content with `old`'s outputs where the code is unchanged, and `old`'s ids where a cell lived on."""
     old_cells = list(old.cells) if old else []
     partner: dict[int, NotebookNode] = {}
     matcher = difflib.SequenceMatcher(
@@ -209,9 +216,9 @@ def merge(new: NotebookNode, old: NotebookNode | None) -> NotebookNode:
         cell.outputs = was.outputs if same else []
         cell.execution_count = was.execution_count if same else None
         fold(cell)
-    for key in ("language_info", "course"):
-        if old and key in old.metadata:
-            new.metadata[key] = old.metadata[key]
+    new.metadata["language_info"] = dict(LANGUAGE)
+    if old and "course" in old.metadata:
+        new.metadata["course"] = old.metadata["course"]
     new.nbformat, new.nbformat_minor = 4, 5
     return new
 

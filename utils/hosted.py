@@ -1,9 +1,10 @@
 """Install what a hosted notebook lacks, and touch nothing that is already good.
 
-Colab and Kaggle come with JAX built for their accelerators. A plain `pip install -r` may replace it, which costs minutes
-and can leave an accelerator unused. So: only requirements that the installed packages do not meet are installed, and the
-packages that carry the accelerator, when they are in range, are pinned to what is there. If a package that this kernel
-had already imported changes all the same, the old code is still in memory: the notebook stops and asks for a restart.
+Colab and Kaggle come with JAX built for their accelerators. A plain `pip install -r` may replace it, which costs
+minutes and can leave an accelerator unused. So: only requirements that the installed packages do not meet are
+installed, and the packages that carry the accelerator, when they are in range, are pinned to what is there. If a
+package that this kernel had already imported changes all the same, the old code is still in memory: the notebook stops
+and asks for a restart.
 
 The first cell of every chapter calls `install_missing` on Colab and Kaggle, and nowhere else.
 """
