@@ -91,13 +91,23 @@ def test_pronouns_agree(many):
         possessive = re.search(r"with (his|her) " + elder, story)[1]
         assert possessive == ("her" if girl else "his"), story
         checked["girl" if girl else "boy"] += 1
-    assert min(checked.values()) > 2_000
+        # A paragraph that begins with the grown-up and ends a line of speech with a pronoun.
+        for said in re.findall(rf'(?m)^H(?:is|er) {elder}[^"\n]*"[^"\n]*" (he|she) said', story):
+            assert said == ("she" if elder in ("mom", "grandma") else "he"), story
+            checked["elder"] += 1
+    assert len(checked) == 3 and min(checked.values()) > 1_000, checked
 
 
 def test_hero_and_friend_are_two(many):
     names = set(stories.GIRLS) | set(stories.BOYS)
+    with_friend = 0
     for story in many:
-        assert len(set(re.findall(r"\b[A-Z][a-z]+\b", story)) & names) <= 2, story
+        found = set(re.findall(r"\b[A-Z][a-z]+\b", story)) & names
+        assert 1 <= len(found) <= 2, story
+        if re.search(r"friend [A-Z]|best friend|I am [A-Z]\w+,? ?\"", story):
+            with_friend += 1
+            assert len(found) == 2, story
+    assert with_friend > 3_000
 
 
 def test_pinned_output():
