@@ -1,7 +1,7 @@
 """Stories: where they come from, the file format, and the way from text to batches.
 
-A corpus is one text file of stories joined by lines of `<|endoftext|>`. `load_stories` finds one (mirror, hub, built in)
-and prints which; `split_stories` reads the format and refuses a file that is not in it; `encode` turns each story into
+A corpus is one text file of stories joined by lines of `<|endoftext|>`. `load_stories` finds one (mirror, hub, built
+in) and prints which; `split_stories` reads the format and refuses a file that is not in it; `encode` turns each story into
 token ids.
 """
 
