@@ -61,7 +61,11 @@ def main() -> None:
     stories, held_out = data.load_stories("train"), data.load_stories("validation")
     rows = data.encode(stories.texts, tok)
     config = minigpt.Config(
-        vocab_size=tok.n_vocab, context=args.context, width=args.width, layers=args.layers, mlp_width=4 * args.width
+        vocab_size=tok.n_vocab,
+        context=args.context,
+        width=args.width,
+        layers=args.layers,
+        mlp_width=4 * args.width,
     )
     model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
     print(f"{minigpt.count_parameters(config)['total']:,} parameters", flush=True)
@@ -91,7 +95,11 @@ def main() -> None:
         "optimizer": f"Muon and AdamW, peak {args.learning_rate}, weight decay {args.weight_decay}",
         "seconds": round(history.seconds),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
         "date": datetime.date.today().isoformat(),
         "validation": {
             "stories": len(held_out.texts),

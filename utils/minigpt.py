@@ -72,16 +72,13 @@ class Attention(nnx.Module):
         self.q_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.k_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.v_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
-        self.o_proj = nnx.Linear(
-            D, D, use_bias=False, kernel_init=_residual_init(config), dtype=dtype, rngs=rngs
-        )
+        self.o_proj = nnx.Linear(D, D, use_bias=False, kernel_init=_residual_init(config), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], positions=None, cache=None):
         """Returns [B, T, D], and the layer's cache (k, v) [B, S, N, H] when one was given."""
         B, T, D = x.shape
         q, k, v = (
-            proj(x).reshape(B, T, self.heads, D // self.heads)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(x).reshape(B, T, self.heads, D // self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if cache is None:
             out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
@@ -102,9 +99,7 @@ class MLP(nnx.Module):
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         D, F = config.width, config.mlp_width
         self.up_proj = nnx.Linear(D, F, use_bias=False, dtype=dtype, rngs=rngs)
-        self.down_proj = nnx.Linear(
-            F, D, use_bias=False, kernel_init=_residual_init(config), dtype=dtype, rngs=rngs
-        )
+        self.down_proj = nnx.Linear(F, D, use_bias=False, kernel_init=_residual_init(config), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.down_proj(nnx.gelu(self.up_proj(x)))
@@ -215,32 +210,34 @@ def named_arrays(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def save(model: MiniGPT, directory: str | Path, *, dtype=np.float32, provenance: dict | None = None) -> Path:
-    """Write `model.safetensors` and `config.json` (and `provenance.json`) into a folder, each file whole or not at all.
+    """Write `model.safetensors` and `config.json` (and `provenance.json`) into a folder: all of them or none.
 
     `dtype=np.float16` halves the file; the weights of a MiniGPT lose nothing that shows in its loss.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(a.astype(dtype)) for name, a in named_arrays(model).items()}
     texts = {"config.json": dataclasses.asdict(model.config)}
     if provenance is not None:
         texts["provenance.json"] = provenance
-    _replace(directory / "model.safetensors", lambda path: save_file(arrays, path))
-    for name, content in texts.items():
-        _replace(directory / name, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
-    return directory
-
-
-def _replace(path: Path, write) -> None:
-    """Write to a neighbour, then rename: a full disk or a crash leaves the old file as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Write all to neighbours, then rename all: a full disk leaves the old files as they were.
+    names = {name: directory / f".{name}.{os.getpid()}" for name in ["model.safetensors", *texts]}
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, names["model.safetensors"])
+        for name, content in texts.items():
+            names[name].write_text(json.dumps(content, indent=1) + "\n")
+        for name, temporary in names.items():
+            os.replace(temporary, directory / name)
     except (OSError, SafetensorError) as error:
-        raise CourseError(f"{path}: could not be written ({error}); what was there before is unchanged") from error
+        raise CourseError(
+            f"{directory}: could not be written ({error}): what was there before is unchanged: make room, or name "
+            "another folder"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if directory.is_dir():
+            for temporary in names.values():
+                temporary.unlink(missing_ok=True)
+    return directory
 
 
 def load(directory: str | Path | None = None, *, dtype=jnp.float32) -> MiniGPT:
@@ -254,7 +251,9 @@ def load(directory: str | Path | None = None, *, dtype=jnp.float32) -> MiniGPT:
         arrays = load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
         raise CourseError(f"{error.filename}: not found: is {directory} a folder that minigpt.save wrote?") from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except CourseError as error:  # a size that no MiniGPT has
+        raise CourseError(f"{directory / 'config.json'}: {error}") from None
+    except (ValueError, TypeError) as error:
         raise CourseError(f"{directory / 'config.json'}: not the configuration of a MiniGPT ({error})") from None
     except SafetensorError as error:
         raise CourseError(

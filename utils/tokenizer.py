@@ -111,7 +111,11 @@ def save(path: str | Path, ranks: list[bytes]) -> None:
 def load(path: str | Path) -> list[bytes]:
     """Read a file that `save` wrote. Raises `CourseError` naming the first line that is not `base64 id`, in order."""
     ranks: list[bytes] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError as error:
+        raise CourseError(f"{path}: could not be read ({error.strerror}): name a .tiktoken file") from None
+    for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
             if int(rank) != len(ranks):

@@ -1,0 +1,442 @@
+"""LoRA: leave the model as it is, learn a small change beside it (Hu et al. 2021).
+
+A linear layer computes y = W x. Its adapter adds
+
+    y = W x + s B A x,     A [R, in],  B [out, R],  s = alpha / R   (or alpha / sqrt(R), rank-stabilised)
+
+A starts random, B at zero: an adapted model starts exactly at its base. Only A and B are trained. They are
+`nnx.LoRAParam`s, so the type is the filter: `train.fit(..., wrt=nnx.LoRAParam)`. Shapes are PEFT's, and so are the names
+`lora_A` and `lora_B`, the initialisation and the file format.
+
+    lora.inject(model, rank=8, alpha=16, targets=("q_proj", "v_proj"), rngs=nnx.Rngs(0))
+    lora.merge(model); lora.unmerge(model)
+    with lora.disabled(model): ...                                  # the base, bit for bit
+    mine = lora.adapter(model); lora.swap(model, other)             # adapters are states on one base
+    lora.save_adapter(model, "folder"); lora.load_adapter(model, "folder")
+
+Layers may be stacked (kernel [L, in, out], as in every model of this course): A, B and s then get the same leading axis L,
+so that each layer has an adapter, a rank and a scale of its own; s = 0 switches a layer off.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from utils import CourseError
+
+
+class Scale(nnx.Variable):
+    """s, one per layer of a stack: part of the adapter, never trained."""
+
+
+class DropoutKey(nnx.Variable):
+    """One random key per layer of a stack, present while `dropout` is active."""
+
+
+class Kept(nnx.Variable):
+    """The original weights of a merged layer, where `merge(keep=True)` was asked for."""
+
+
+class Adapter(nnx.Module):
+    """What all adapted layers share: `base`, the layer as it was, and A, B and s beside it.
+
+    A single layer has lora_A [R, in], lora_B [out, R], scale []; a stack of L layers has [L, R, in], [L, out, R], [L].
+    """
+
+    def __init__(
+        self,
+        base: nnx.Module,
+        *,
+        features: tuple[int, int],
+        stack: int | None,
+        rank: int | Sequence[int],
+        alpha: float | Sequence[float],
+        rank_stabilised: bool = False,
+        layers: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        inside, outside = features
+        depth = stack or 1
+        ranks, alphas = _per_layer(rank, depth, "rank"), _per_layer(alpha, depth, "alpha")
+        for r in ranks:
+            if not (isinstance(r, int) and 1 <= r <= min(inside, outside)):
+                raise CourseError(
+                    f"rank: expected 1 to {min(inside, outside)} for a layer of {inside} x {outside}, found {r}"
+                )
+        if not 0 <= dropout < 1:
+            raise CourseError(f"dropout: expected a rate from 0 to below 1, found {dropout}")
+        chosen = range(depth) if layers is None else layers
+        if any(not 0 <= i < depth for i in chosen):
+            raise CourseError(f"layers: expected numbers from 0 to {depth - 1}, found {list(chosen)}")
+        self.base, self.features, self.dropout = base, (inside, outside), dropout
+        # Static, not variables: a model compiles without the path that it does not use.
+        self.active, self.merged = True, False
+        most = max(ranks)
+        # PEFT's A: uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5).
+        A = jax.random.uniform(rngs.params(), (depth, most, inside), jnp.float32, -1, 1) / math.sqrt(inside)
+        # A smaller rank is the largest with zeros: rows of A that are zero meet columns of B that stay zero.
+        A = A * (jnp.arange(most)[None, :, None] < jnp.array(ranks)[:, None, None])
+        scale = [
+            a / (math.sqrt(r) if rank_stabilised else r) if i in chosen else 0.0
+            for i, (a, r) in enumerate(zip(alphas, ranks))
+        ]
+        one = stack is None
+        self.lora_A = nnx.LoRAParam(A[0] if one else A)
+        self.lora_B = nnx.LoRAParam(jnp.zeros((outside, most) if one else (depth, outside, most)))
+        self.scale = Scale(jnp.array(scale[0] if one else scale, jnp.float32))
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of the stack."""
+        return self.lora_A.shape[-2]
+
+    @property
+    def stack(self) -> int | None:
+        """How many layers are stacked here; None for a single layer."""
+        return self.lora_A.shape[0] if self.lora_A.ndim == 3 else None
+
+    def change(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """s B A x, in x's dtype: two thin products, never the matrix B A."""
+        if self.dropout and hasattr(self, "key"):
+            keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
+            x = jnp.where(keep, x / (1 - self.dropout), 0)
+        A, B = self.lora_A[...].astype(x.dtype), self.lora_B[...].astype(x.dtype)
+        return self.scale[...].astype(x.dtype) * ((x @ A.T) @ B.T)
+
+    def delta(self) -> Float[Array, "*L out in"]:
+        """Delta W = s B A in float32, per layer of a stack."""
+        A, B = self.lora_A[...], self.lora_B[...]
+        return self.scale[...][..., None, None] * jnp.einsum("...or,...ri->...oi", B, A)
+
+    def weight(self) -> nnx.Variable:
+        """The variable that `merge` changes."""
+        return self.base.kernel
+
+    def oriented(self, delta):
+        """Delta W in the layout of `weight`: flax keeps a linear kernel as [in, out]."""
+        return jnp.swapaxes(delta, -1, -2)
+
+
+class LoRALinear(Adapter):
+    """`nnx.Linear` with an adapter: x [..., in] -> [..., out]."""
+
+    @classmethod
+    def from_linear(cls, linear: nnx.Linear, *, rank: int, alpha: float, rngs: nnx.Rngs, **options) -> "LoRALinear":
+        """The same layer with an adapter beside it; it gives exactly the same output until B is trained."""
+        kernel = linear.kernel
+        stack = kernel.shape[0] if kernel.ndim == 3 else None
+        return cls(linear, features=tuple(kernel.shape[-2:]), stack=stack, rank=rank, alpha=alpha, rngs=rngs, **options)
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        y = self.base(x)
+        return y + self.change(x).astype(y.dtype) if self.active and not self.merged else y
+
+
+class LoRATiedHead(Adapter):
+    """An embedding table that is also the output layer, with an adapter on its use as output layer alone.
+
+    Reading the table (the embedding) is untouched. So this adapter cannot be merged: one table would have to hold two
+    different matrices.
+    """
+
+    def __call__(self, tokens):
+        return self.base(tokens)
+
+    def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        y = self.base.attend(x)
+        return y + self.change(x).astype(y.dtype) if self.active else y
+
+    def __getattr__(self, name):  # `dtype`, `num_embeddings`: what a model asks of its embedding
+        if name in ("dtype", "num_embeddings", "features_out"):
+            return getattr(self.base, name)
+        raise AttributeError(name)
+
+
+# -------------------------------------------------------------------------------------------------- finding and injecting
+
+
+def _per_layer(value, depth: int, name: str) -> list:
+    values = list(value) if isinstance(value, Sequence | np.ndarray) else [value] * depth
+    if len(values) != depth:
+        raise CourseError(f"{name}: expected one number, or one for each of {depth} layers, found {len(values)}")
+    return values
+
+
+def modules(model: nnx.Module, prefix: str = "") -> Iterator[tuple[str, nnx.Module, str, nnx.Module]]:
+    """Every submodule, as (dotted path, parent, attribute name, module); the inside of an adapted layer is not entered."""
+    for name, value in list(vars(model).items()):
+        if isinstance(value, nnx.Module):
+            path = f"{prefix}{name}"
+            yield path, model, name, value
+            if not isinstance(value, Adapter):
+                yield from modules(value, f"{path}.")
+
+
+def adapters(model: nnx.Module) -> dict[str, Adapter]:
+    """The adapted layers of a model by dotted path. Raises `CourseError` when there are none."""
+    found = {path: module for path, _, _, module in modules(model) if isinstance(module, Adapter)}
+    if not found:
+        raise CourseError(f"{type(model).__name__}: has no adapter: call lora.inject(model, ...) first")
+    return found
+
+
+def matches(path: str, targets: str | Sequence[str]) -> bool:
+    """PEFT's rule: names match the end of a path, part by part; a single string is a regular expression for all of it."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    return any(path == target or path.endswith(f".{target}") for target in targets)
+
+
+def inject(
+    model: nnx.Module,
+    *,
+    rank: int | Sequence[int] = 8,
+    alpha: float | Sequence[float] = 16,
+    targets: str | Sequence[str] = ("q_proj", "v_proj"),
+    layers: Sequence[int] | None = None,
+    rank_stabilised: bool = False,
+    dropout: float = 0.0,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """Put an adapter on every linear layer whose path matches `targets`; changes `model` in place and returns it.
+
+    `rank` and `alpha` are numbers, or one number per layer of the stack; `layers` switches the adapter on in those layers
+    only. "lm_head" as a target means the output layer, also where it is the embedding table. Raises `CourseError`, the
+    model unchanged, for a target that matches nothing, a rank that does not fit, or a model that already has adapters.
+    """
+    everything = list(modules(model))
+    if any(isinstance(module, Adapter) for *_, module in everything):
+        raise CourseError(
+            f"{type(model).__name__}: already has adapters: swap them with lora.swap, or inject into a fresh base"
+        )
+    candidates = {path: (parent, name, m) for path, parent, name, m in everything if isinstance(m, nnx.Linear)}
+    tied = {p: (parent, n, m) for p, parent, n, m in everything if isinstance(m, nnx.Embed) and n == "embed_tokens"}
+    is_tied = bool(tied) and not any(path.split(".")[-1] == "lm_head" for path in candidates)
+    patterns = [targets] if isinstance(targets, str) else list(targets)
+    chosen: dict[str, tuple] = {}
+    for pattern in patterns:
+        rule = pattern if isinstance(targets, str) else [pattern]
+        hits = {path: found for path, found in candidates.items() if matches(path, rule)}
+        if not hits and pattern == "lm_head" and is_tied:
+            hits = tied
+        if not hits and is_tied and any(matches(path, rule) for path in tied):
+            raise CourseError(
+                f"targets: {pattern} is also the output layer of this model, and an adapter would change both: "
+                "target lm_head for the output layer alone"
+            )
+        if not hits:
+            raise CourseError(f"targets: {pattern!r} matches no linear layer; {_closest(pattern, candidates)}")
+        chosen |= hits
+    options = dict(rank=rank, alpha=alpha, layers=layers, rank_stabilised=rank_stabilised, dropout=dropout, rngs=rngs)
+    made = []
+    for path, (parent, name, module) in chosen.items():
+        try:
+            if isinstance(module, nnx.Embed):
+                V, D = module.embedding.shape
+                new = LoRATiedHead(module, features=(D, V), stack=None, **options)
+            else:
+                new = LoRALinear.from_linear(module, **options)
+        except CourseError as error:
+            raise CourseError(f"{path}: {error}") from None
+        made.append((parent, name, new))
+    for parent, name, new in made:  # only now, so that an error above leaves the model as it was
+        setattr(parent, name, new)
+    return model
+
+
+def _closest(pattern: str, candidates) -> str:
+    names = sorted({path.split(".")[-1] for path in candidates} | set(candidates))
+    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:6]
+    return "closest: " + ", ".join(close)
+
+
+# --------------------------------------------------------------------------------------------------------------- in use
+
+
+@contextlib.contextmanager
+def disabled(model: nnx.Module):
+    """Inside, the model is its base, bit for bit. Refused while merged: the base is not there to go back to."""
+    found = adapters(model)
+    if any(a.merged for a in found.values()):
+        raise CourseError("disabled: the adapter is merged into the weights: call lora.unmerge(model) first")
+    before = {path: a.active for path, a in found.items()}
+    try:
+        for a in found.values():
+            a.active = False
+        yield model
+    finally:
+        for path, a in found.items():
+            a.active = before[path]
+
+
+@contextlib.contextmanager
+def dropout(model: nnx.Module, key: Array):
+    """Inside, adapters drop inputs at their rate, with masks drawn from `key`: pass another key at every step.
+
+    A random state kept *in* the model would be split off and dropped by a pure training step, which would then repeat one
+    mask for ever. Use it inside the loss function.
+    """
+    found = adapters(model)
+    try:
+        for i, a in enumerate(found.values()):
+            one = jax.random.fold_in(key, i)
+            a.key = DropoutKey(one if a.stack is None else jax.random.split(one, a.stack))
+        yield model
+    finally:
+        for a in found.values():
+            del a.key
+
+
+def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
+    """Add s B A to the weights, so that inference costs what the base costs. In place; undone by `unmerge`.
+
+    The sum is made in float32 and rounded to the weights' dtype. Subtracting again gives back the base up to that
+    rounding: about 1e-7 of a weight in float32, but 1 part in 256 in bfloat16, so `keep=True` keeps a copy of the
+    original weights, and `unmerge` then restores every bit. Refused for a tied head and for weights that are not floats.
+    """
+    found = adapters(model)
+    for path, a in found.items():
+        if isinstance(a, LoRATiedHead):
+            raise CourseError(f"{path}: merge: the table is also the embedding; keep this adapter unmerged")
+        if a.merged:
+            raise CourseError(f"{path}: merge: is merged already; merging twice would add the change twice")
+        if not jnp.issubdtype(a.weight().dtype, jnp.floating):
+            raise CourseError(
+                f"{path}: merge: the base is quantised ({a.weight().dtype}) and cannot take the change: "
+                "dequantise it first, or keep the adapter unmerged"
+            )
+    for a in found.values():
+        weight = a.weight()
+        if keep:
+            a.kept = Kept(weight[...])
+        weight[...] = _add(weight[...], a.oriented(a.delta()))
+        a.merged = True
+    return model
+
+
+def unmerge(model: nnx.Module) -> nnx.Module:
+    """Undo `merge`: exact to the bit after `merge(keep=True)`, otherwise up to the rounding of the weights' dtype."""
+    found = adapters(model)
+    for path, a in found.items():
+        if not a.merged:
+            raise CourseError(f"{path}: unmerge: is not merged; subtracting the change would damage the base")
+    for a in found.values():
+        weight = a.weight()
+        if hasattr(a, "kept"):
+            weight[...] = a.kept[...]
+            del a.kept
+        else:
+            weight[...] = _add(weight[...], -a.oriented(a.delta()))
+        a.merged = False
+    return model
+
+
+def _add(weight, change):
+    return (weight.astype(jnp.float32) + change).astype(weight.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------ as a state
+
+
+def adapter(model: nnx.Module) -> dict[str, dict[str, np.ndarray]]:
+    """A copy of the adapter: for each adapted path, lora_A, lora_B and scale."""
+    return {
+        path: {name: np.array(getattr(a, name)[...]) for name in ("lora_A", "lora_B", "scale")}
+        for path, a in adapters(model).items()
+    }
+
+
+def swap(model: nnx.Module, state: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """Put another adapter (from `adapter` or `combine`) on the same base; returns the one that was there.
+
+    Ranks may differ, targets may not. Raises `CourseError`, the model unchanged, when paths or widths do not fit.
+    """
+    found = adapters(model)
+    if any(a.merged for a in found.values()):
+        raise CourseError("swap: the adapter is merged into the weights: call lora.unmerge(model) first")
+    if difference := sorted(found.keys() ^ state.keys()):
+        where = "the model only" if difference[0] in found else "the adapter only"
+        raise CourseError(f"swap: {difference[0]} is in {where}: was this adapter made with other targets?")
+    for path, a in found.items():
+        for name, axis in (("lora_A", -1), ("lora_B", -2)):
+            old, new = getattr(a, name).shape, state[path][name].shape
+            if len(old) != len(new) or old[axis] != new[axis] or old[:-2] != new[:-2]:
+                raise CourseError(f"{path}.{name}: expected {old} (at any rank), found {new}: made for another base?")
+    before = adapter(model)
+    for path, a in found.items():
+        a.lora_A = nnx.LoRAParam(jnp.asarray(state[path]["lora_A"]))
+        a.lora_B = nnx.LoRAParam(jnp.asarray(state[path]["lora_B"]))
+        a.scale = Scale(jnp.asarray(state[path]["scale"]))
+    return before
+
+
+def combine(*weighted: tuple[dict[str, dict[str, np.ndarray]], float]) -> dict[str, dict[str, np.ndarray]]:
+    """The weighted sum of adapters with the same targets, as one adapter whose rank is the sum of theirs.
+
+    sum_i w_i s_i B_i A_i is one product: the A_i stacked on top of each other, the w_i s_i B_i side by side.
+    """
+    first = weighted[0][0]
+    for state, _ in weighted:
+        if state.keys() != first.keys():
+            raise CourseError("combine: expected adapters with the same targets, found different ones")
+    return {
+        path: {
+            "lora_A": np.concatenate([s[path]["lora_A"] for s, _ in weighted], axis=-2),
+            "lora_B": np.concatenate(
+                [w * s[path]["scale"][..., None, None] * s[path]["lora_B"] for s, w in weighted], axis=-1
+            ),
+            "scale": np.ones_like(first[path]["scale"]),
+        }
+        for path in first
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What an adapter costs. Bytes are float32; Adam keeps two numbers per trained one."""
+
+    adapter: int
+    base: int
+
+    @property
+    def share(self) -> float:
+        """Trained parameters over those of the base."""
+        return self.adapter / self.base
+
+    @property
+    def adapter_bytes(self) -> int:
+        return 4 * self.adapter
+
+    @property
+    def optimizer_bytes(self) -> int:
+        return 8 * self.adapter
+
+
+def count(model: nnx.Module) -> Counts:
+    """Parameters of the adapter and of the base, from shapes. Layers switched off, and zero padding, count too."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    small = sum(math.prod(leaf.shape) for _, leaf in flat if isinstance(leaf, nnx.LoRAParam) or _is_lora(leaf))
+    return Counts(adapter=small, base=sum(math.prod(leaf.shape) for _, leaf in flat) - small)
+
+
+def _is_lora(leaf) -> bool:  # flax before 0.12 hands out VariableState, which carries the type in `type`
+    return isinstance(getattr(leaf, "type", None), type) and issubclass(leaf.type, nnx.LoRAParam)
+
+
+def parameters(features: tuple[int, int], rank: int) -> int:
+    """How many numbers an adapter of this rank has on one layer: R (in + out)."""
+    return rank * (features[0] + features[1])
+
+
+# Files are a matter of their own; they belong to this module's names. (At the end: that module imports this one.)
+from utils.peft_format import load_adapter, save_adapter  # noqa: E402, F401
