@@ -29,9 +29,7 @@ KINDS = {
     "quiz": "quiz",
     "exercise": "exercise",
 }
-TITLE = re.compile(
-    r"^(predict|note|tip|warning|you should see|remember|quiz|exercise(?= \d))\b(.*)$", re.I | re.S
-)
+TITLE = re.compile(r"^(predict|note|tip|warning|you should see|remember|quiz|exercise(?= \d))\b(.*)$", re.I | re.S)
 LEVEL = re.compile(r"^,\s*(warm-up|core|stretch)\s*,\s*([^.]*?minutes?)\s*\.?\s*", re.I)
 
 
@@ -78,9 +76,7 @@ def to_callout(quote: nodes.block_quote) -> callout | None:
                 text = text[level.end() :]
             text = text.lstrip(" .,:") if kind != "exercise" else text.lstrip(" .,")
             paragraph.replace(after[0], nodes.Text(text))
-        if not paragraph.astext().strip() and not any(
-            isinstance(n, nodes.Element) for n in paragraph.children
-        ):
+        if not paragraph.astext().strip() and not any(isinstance(n, nodes.Element) for n in paragraph.children):
             quote.remove(paragraph)
     card = callout("", *quote.children, kind=kind, title=title, badges=badges)
     card.source, card.line = quote.source, quote.line
@@ -103,9 +99,7 @@ class Callouts(SphinxTransform):
 def visit_callout(self, node: callout) -> None:
     """The card's HTML."""
     kind, title = node["kind"], escape(node["title"])
-    badges = "".join(
-        f'<span class="callout-badge">{escape(badge)}</span>' for badge in node["badges"]
-    )
+    badges = "".join(f'<span class="callout-badge">{escape(badge)}</span>' for badge in node["badges"])
     self.body.append(
         f'<div class="callout callout-{kind}" role="note" aria-label="{title}">'
         f'<p class="callout-title"><span class="callout-name">{title}</span>{badges}</p>\n'
@@ -123,8 +117,6 @@ def _plain(self, node: callout) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register the transform and the card."""
-    app.add_node(
-        callout, html=(visit_callout, depart_callout), text=(_plain, _plain), latex=(_plain, _plain)
-    )
+    app.add_node(callout, html=(visit_callout, depart_callout), text=(_plain, _plain), latex=(_plain, _plain))
     app.add_transform(Callouts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -41,18 +41,14 @@ def find_node() -> str:
     found = shutil.which("node")
     if found:
         return found
-    raise ExtensionError(
-        "formulas need node: expected it in the playwright package, found none; run `make install`"
-    )
+    raise ExtensionError("formulas need node: expected it in the playwright package, found none; run `make install`")
 
 
 def find_mathjax() -> Path:
     """The folder with MathJax's files. The package's name holds hyphens, so it is found on disk, not imported."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
-        raise ExtensionError(
-            "formulas need the package sphinx-mathjax-offline, found none; run `make install`"
-        )
+        raise ExtensionError("formulas need the package sphinx-mathjax-offline, found none; run `make install`")
     return Path(spec.origin).parent / "static" / "mathjax"
 
 
@@ -134,9 +130,7 @@ def visit_display(self, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def share_glyphs(
-    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
-) -> None:
+def share_glyphs(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
     """Store every glyph outline once per page."""
     body = context.get("body")
     if not body or "MJX-" not in body:

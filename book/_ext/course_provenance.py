@@ -102,9 +102,7 @@ def add_foot(app: Sphinx, doctree: nodes.document) -> None:
     if not docname.startswith("chapters/") or not path.is_file():
         return
     record = read(path)
-    node = foot(
-        record, changed_modules(record, Path(app.srcdir)) if record else [], other_runs(path)
-    )
+    node = foot(record, changed_modules(record, Path(app.srcdir)) if record else [], other_runs(path))
     sections = [child for child in doctree.children if isinstance(child, nodes.section)]
     (sections[-1] if sections else doctree).append(node)
 
@@ -112,9 +110,7 @@ def add_foot(app: Sphinx, doctree: nodes.document) -> None:
 def visit_provenance(self, node: provenance) -> None:
     """One quiet line, and a warning when the package has moved on."""
     if node["missing"]:
-        self.body.append(
-            '<p class="provenance">Not executed yet: this page shows no recorded outputs.</p>'
-        )
+        self.body.append('<p class="provenance">Not executed yet: this page shows no recorded outputs.</p>')
         raise nodes.SkipNode
     f = {key: escape(value) for key, value in node["facts"].items()}
     stale = ""
@@ -155,11 +151,7 @@ class Status(SphinxDirective):
                 continue
             f = facts(record)
             changed = changed_modules(record, srcdir)
-            state = (
-                f["date"]
-                if not changed
-                else f"{f['date']}, older than the package ({', '.join(changed)})"
-            )
+            state = f["date"] if not changed else f"{f['date']}, older than the package ({', '.join(changed)})"
             rows.append([title_of(path), f["device"], f["profile"], f["time"], f["data"], state])
             for run in other_runs(path):
                 f = facts(run)
@@ -174,19 +166,13 @@ def table(head: list[str], rows: list[list[str]]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]
     group += nodes.thead("", nodes.row("", *[nodes.entry("", text(word)) for word in head]))
-    group += nodes.tbody(
-        "", *[nodes.row("", *[nodes.entry("", text(cell)) for cell in row]) for row in rows]
-    )
+    group += nodes.tbody("", *[nodes.row("", *[nodes.entry("", text(cell)) for cell in row]) for row in rows])
     return nodes.table("", group, classes=["status"])
 
 
 def outdated(app: Sphinx, env: object, added: set, changed: set, removed: set) -> list[str]:
     """A change in `utils/` must show on pages whose own file did not change."""
-    return [
-        name
-        for name in env.found_docs
-        if name.startswith("chapters/") or name.endswith("reference/status")
-    ]
+    return [name for name in env.found_docs if name.startswith("chapters/") or name.endswith("reference/status")]
 
 
 def _skip(self, node: provenance) -> None:

@@ -33,15 +33,14 @@ UNUSED = ("thebe", "comments", "hypothesis", "utterances")
 def theme_options(app: Sphinx) -> None:
     """Add ours to the options that Jupyter Book made of _config.yml."""
     app.config.html_theme_options.update(THEME)
+    app.config.html_context.setdefault("default_mode", "auto")
 
 
 def mend_body(html: str) -> str:
     """Boxes that scroll sideways (code, printed output, tables) are reachable by keyboard."""
     html = re.sub(r"<pre(?![^>]*tabindex)", '<pre tabindex="0"', html)
     box = '<div class="table-box" role="region" aria-label="Table" tabindex="0">'
-    html = html.replace(
-        '<div class="pst-scrollable-table-container">', box
-    )  # the theme's own box has no name
+    html = html.replace('<div class="pst-scrollable-table-container">', box)  # the theme's own box has no name
     html = re.sub(r'(?<!tabindex="0">)(<table\b.*?</table>)', box + r"\1</div>", html, flags=re.S)
     # The theme prepares live code on a foreign server, also where it is switched off.
     html = re.sub(
@@ -53,16 +52,12 @@ def mend_body(html: str) -> str:
     return html
 
 
-def mend_page(
-    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
-) -> None:
+def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
     """Called for every page before it is written."""
     if context.get("body"):
         context["body"] = mend_body(context["body"])
     for key in ("script_files", "css_files"):
-        context[key] = [
-            f for f in context.get(key, []) if not any(word in str(f).lower() for word in UNUSED)
-        ]
+        context[key] = [f for f in context.get(key, []) if not any(word in str(f).lower() for word in UNUSED)]
 
 
 def setup(app: Sphinx) -> dict:

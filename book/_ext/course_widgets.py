@@ -51,9 +51,7 @@ def tokenizer_data(path: Path) -> dict:
             ranks.append((int(rank), token))
     ranks.sort()
     if [rank for rank, _ in ranks] != list(range(len(ranks))):
-        raise ValueError(
-            f"{path}: expected ranks 0, 1, 2, …, found a gap; save the tokenizer again"
-        )
+        raise ValueError(f"{path}: expected ranks 0, 1, 2, …, found a gap; save the tokenizer again")
     return {
         "name": NAME,
         "tokens": [token for _, token in ranks],

@@ -37,12 +37,7 @@ def site_folder() -> Path:
 def find_chromium() -> str | None:
     """CHROMIUM, else the system's."""
     named = os.environ.get("CHROMIUM")
-    return (
-        named
-        or shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
+    return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def give_up(reason: str) -> None:
@@ -61,9 +56,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def serve(folder: Path) -> tuple[http.server.ThreadingHTTPServer, str]:
     """Serve a folder on a free port. Returns the server and its address."""
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_address[1]}"
 
@@ -88,9 +81,7 @@ def address(site: Path):
 @pytest.fixture(scope="session")
 def browser(site: Path):
     """A headless Chromium."""
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: run `make install`"
-    )
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run `make install`")
     path = find_chromium()
     if path is None or not Path(path).exists():
         give_up("no Chromium found: install the package `chromium`, or set CHROMIUM to its path")
@@ -105,9 +96,7 @@ def pages_of(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     found = [p.relative_to(folder).as_posix() for p in folder.rglob("*.html")]
-    return sorted(
-        p for p in found if not p.startswith(("_static/", "_sources/")) and p != "index.html"
-    )
+    return sorted(p for p in found if not p.startswith(("_static/", "_sources/")) and p != "index.html")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -28,9 +28,7 @@ def build(notebook: Path) -> tuple[Path, str]:
     (folder / "chapters").mkdir(parents=True)
     for name in ("book", "utils", "tools"):
         if (ROOT / name).is_dir():
-            shutil.copytree(
-                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "pyproject.toml"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, folder / name)
@@ -48,9 +46,7 @@ def build(notebook: Path) -> tuple[Path, str]:
     )
     log = result.stdout + result.stderr
     if result.returncode != 0:
-        print(
-            *[line for line in log.splitlines() if "WARNING" in line or "ERROR" in line], sep="\n"
-        )
+        print(*[line for line in log.splitlines() if "WARNING" in line or "ERROR" in line], sep="\n")
         raise SystemExit(f"the build failed; the book lies in {folder}")
     return folder / "_build" / "html", f"chapters/{notebook.stem}.html"
 
@@ -65,9 +61,7 @@ def shots(site: Path, page_path: str, target: Path) -> list[Path]:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         for width, height in ((390, 844), (1440, 900)):
             for theme in ("light", "dark"):
-                context = browser.new_context(
-                    viewport={"width": width, "height": height}, color_scheme=theme
-                )
+                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
                 page = context.new_page()
                 page.goto(f"{url}/{page_path}")
                 page.wait_for_load_state("networkidle")
