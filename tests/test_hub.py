@@ -320,8 +320,10 @@ def test_no_network_is_found_quickly_once_and_said(monkeypatch, capsys):
     assert time.monotonic() - begin < 10
     out = capsys.readouterr().out
     assert out.count("built-in generator") == 2 and "no answer from http://127.0.0.1:9" in out
-    monkeypatch.setattr(hub.urllib.request, "urlopen", None)  # a second probe would fail
+    probes = []
+    monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *_, **__: probes.append(1))
     assert not set(data.load_stories(limit=50).texts) & set(data.load_stories("validation").texts)
+    assert not probes
 
 
 def test_a_network_that_swallows_everything_is_given_up_on(monkeypatch):

@@ -1,8 +1,8 @@
 """Stories: where they come from, the file format, and the way from text to batches.
 
 A corpus is one text file of stories joined by lines of `<|endoftext|>`. `load_stories` finds one (mirror, hub, built
-in) and prints which; `split_stories` reads the format and refuses a file that is not in it; `encode` turns each story into
-token ids.
+in) and prints which; `split_stories` reads the format and refuses a file that is not in it; `encode` turns each story
+into token ids.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from utils import CourseError, hub, profile, stories
 
 SEPARATOR = "<|endoftext|>"
 TRAIN, VALID = "TinyStories-train.txt", "TinyStories-valid.txt"
+PIECE = 1 << 22  # bytes read at a time where the whole file is not needed
 HELD_OUT = 500  # stories kept for validation where one file has to serve for both
 BUILT_IN = {"train": (10_000, 0), "validation": (500, 1)}  # stories, seed
 
@@ -37,9 +38,7 @@ def split_stories(text: bytes) -> list[str]:
     """
     form = f"stories joined by lines of {SEPARATOR}"
     if not text.strip():
-        raise CourseError(
-            f"corpus: expected {form}, found an empty file: download or write it again"
-        )
+        raise CourseError(f"corpus: expected {form}, found an empty file: download or write it again")
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -61,16 +60,15 @@ def read_stories(path: Path, limit: int | None = None) -> list[str]:
     """The first `limit` stories of a file (all by default), reading no further than needed: one file has 1.9 GB."""
     if limit is None:
         return split_stories(path.read_bytes())
-    mark, pieces, seen = SEPARATOR.encode(), [], 0
+    mark, parts, tail, seen = SEPARATOR.encode(), [], b"", 0
     with open(path, "rb") as file:
-        # A separator cut in two by a piece's end is counted late, so at worst one more piece is read.
-        while seen <= limit and (piece := file.read(1 << 22)):
-            pieces.append(piece)
-            seen += piece.count(mark)
-        text = b"".join(pieces)
-        if file.read(1):  # stopped early: the last story may be cut, even inside a character
-            text = text[: text.rindex(mark) + len(mark)]
-    return split_stories(text)[:limit]
+        while seen <= limit and (piece := file.read(PIECE)):
+            *whole, tail = (tail + piece).split(mark)  # the tail may end inside a story, a separator, a character
+            parts += whole
+            seen += sum(bool(part.strip()) for part in whole)
+    if seen <= limit:  # the file ended first: its tail is a story too
+        parts.append(tail)
+    return split_stories(mark.join(parts))[:limit]
 
 
 def load_stories(split: str = "train", limit: int | None = None) -> Stories:
@@ -91,11 +89,7 @@ def load_stories(split: str = "train", limit: int | None = None) -> Stories:
             every = read_stories(found.path)
             train = split == "train"
             texts = (every[:-HELD_OUT] if train else every[-HELD_OUT:])[:limit]
-            part = (
-                f"all but the last {HELD_OUT} stories of"
-                if train
-                else f"the last {HELD_OUT} stories of"
-            )
+            part = f"all but the last {HELD_OUT} stories of" if train else f"the last {HELD_OUT} stories of"
             source = f"{found.source}, {part} {VALID}"
         else:
             name = TRAIN if split == "train" else VALID
@@ -113,9 +107,7 @@ def load_stories(split: str = "train", limit: int | None = None) -> Stories:
 def encode(texts: list[str], tok: tiktoken.Encoding) -> list[Int32[np.ndarray, " T"]]:
     """Token ids of each story, without the end-of-story token. Raises CourseError when there is no story."""
     if not texts:
-        raise CourseError(
-            "encode: expected at least one story, found none: check the limit and the split"
-        )
+        raise CourseError("encode: expected at least one story, found none: check the limit and the split")
     return [np.array(ids, np.int32) for ids in tok.encode_ordinary_batch(texts, num_threads=2)]
 
 
