@@ -81,7 +81,7 @@ def test_bad_files_with_and_without_a_limit(tmp_path, limit):
         (b"\xff", "0xff"),
     ):
         (tmp_path / "corpus").write_bytes(content)
-        with pytest.raises(CourseError, match=expected):
+        with pytest.raises(CourseError, match=f"corpus: .*{expected}"):
             data.read_stories(tmp_path / "corpus", limit)
 
 

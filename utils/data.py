@@ -31,35 +31,35 @@ class Stories:
     source: str
 
 
-def split_stories(text: bytes) -> list[str]:
-    """The stories of a corpus, stripped, without empty ones.
+def split_stories(text: bytes, name: str = "corpus") -> list[str]:
+    """The stories of a corpus, stripped, without empty ones; `name` is what errors call it.
 
     Raises CourseError for an empty file, invalid UTF-8, no separator, or fewer than two stories.
     """
     form = f"stories joined by lines of {SEPARATOR}"
     if not text.strip():
-        raise CourseError(f"corpus: expected {form}, found an empty file: download or write it again")
+        raise CourseError(f"{name}: expected {form}, found an empty file: download or write it again")
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CourseError(
-            f"corpus: expected UTF-8, found byte 0x{text[error.start]:02x} at offset {error.start:,}:"
+            f"{name}: expected UTF-8, found byte 0x{text[error.start]:02x} at offset {error.start:,}:"
             " save the file as UTF-8, or download it again"
         ) from None
     if SEPARATOR not in decoded:
         raise CourseError(
-            f"corpus: expected {form}, found no separator in {len(text):,} bytes: put one between stories"
+            f"{name}: expected {form}, found no separator in {len(text):,} bytes: put one between stories"
         )
     found = [story for part in decoded.split(SEPARATOR) if (story := part.strip())]
     if len(found) < 2:
-        raise CourseError(f"corpus: expected at least 2 {form}, found {len(found)}: add stories")
+        raise CourseError(f"{name}: expected at least 2 {form}, found {len(found)}: add stories")
     return found
 
 
 def read_stories(path: Path, limit: int | None = None) -> list[str]:
     """The first `limit` stories of a file (all by default), reading no further than needed: one file has 1.9 GB."""
     if limit is None:
-        return split_stories(path.read_bytes())
+        return split_stories(path.read_bytes(), path.name)
     mark, parts, tail, seen = SEPARATOR.encode(), [], b"", 0
     with open(path, "rb") as file:
         while seen <= limit and (piece := file.read(PIECE)):
@@ -68,7 +68,7 @@ def read_stories(path: Path, limit: int | None = None) -> list[str]:
             seen += sum(bool(part.strip()) for part in whole)
     if seen <= limit:  # the file ended first: its tail is a story too
         parts.append(tail)
-    return split_stories(mark.join(parts))[:limit]
+    return split_stories(mark.join(parts), path.name)[:limit]
 
 
 def load_stories(split: str = "train", limit: int | None = None) -> Stories:
