@@ -2,7 +2,8 @@
 
 Style of the code, pairs in step, the bootstrap cell and the repository's address as stamped, Markdown that Colab and
 GitHub show too, recorded outputs that belong to the code, alt text, exercises with hint and solution, links that lead
-somewhere, no paths of anybody's machine. Each problem is one line: where, what, what to do. Pages recorded with an older `utils` are named in a note, which is no failure: `make execute` brings them up to date.
+somewhere, no paths of anybody's machine. Each problem is one line: where, what, what to do. Pages recorded with an
+older `utils` are named in a note, which is no failure: `make execute` brings them up to date.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def directives(root: Path) -> Iterator[str]:
                 continue
             fence = mark
             if info.startswith("{") and not info.startswith("{code-cell}"):
-                yield f"chapters/{path.name}:{number}: {info.split()[0]} shows as code in Colab: write it as a blockquote"
+                yield f"chapters/{path.name}:{number}: {info.split()[0]} shows as code in Colab: use a blockquote"
 
 
 def outputs_current(root: Path) -> Iterator[str]:

@@ -82,9 +82,7 @@ def install_missing(requirements: Path) -> list[str]:
     if replaced & {"jax", "jaxlib"}:  # they and their plugins only go together
         replaced |= {name for name in before if re.match("jax|libtpu", name)}
     pins = [
-        f"{name}=={version}\n"
-        for name, version in before.items()
-        if PINNED.fullmatch(name) and name not in replaced
+        f"{name}=={version}\n" for name, version in before.items() if PINNED.fullmatch(name) and name not in replaced
     ]
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
@@ -99,9 +97,7 @@ def install_missing(requirements: Path) -> list[str]:
     changed = {name for name in before if after.get(name) != before[name]}
     modules = importlib.metadata.packages_distributions()
     stale = sorted(
-        module
-        for module, names in modules.items()
-        if module in sys.modules and changed & {normal(n) for n in names}
+        module for module, names in modules.items() if module in sys.modules and changed & {normal(n) for n in names}
     )
     if stale:
         raise SystemExit(
