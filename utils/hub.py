@@ -206,7 +206,7 @@ def tokenizer(name: str) -> tiktoken.Encoding:
     if name == "stories2048":
         from utils import tokenizer as own
 
-        return own.load(Path(__file__).parent / "assets" / "stories2048.tiktoken")
+        return own.encoding(own.load(Path(__file__).parent / "assets" / "stories2048.tiktoken"), name)
     if name != "gpt2":
         raise CourseError(f"tokenizer: expected stories2048 or gpt2, found {name!r}: choose one of the two")
     found = [from_mirror("tiktoken", "", filename) for filename in GPT2_SHA256]
