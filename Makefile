@@ -18,7 +18,7 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute sync student check format test-browser mirror constraints clean
+.PHONY: help install book test lab serve execute sync student check format test-browser mirror linkcheck constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ format: install  ## put the code into the one style
 
 test-browser: book  ## the built site in a real Chromium
 	@$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
+
+linkcheck: install  ## ask every link to another site (needs the network)
+	@$(BIN)/python tools/linkcheck.py
 
 mirror: install  ## fill a classroom mirror of data and models (MIRROR=DIR)
 	@$(BIN)/python -m utils.hub --mirror "$(MIRROR)"

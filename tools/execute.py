@@ -31,12 +31,8 @@ from tools import pairs, provenance, sync
 from tools.pairs import PairError
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
-PROGRESS = re.compile(
-    r"\d+%\|.*\||\d+(\.\d+)?\s?(it|s|batch|step|B|kB|MB)/(s|it|batch|step)\b|\[\d+:\d\d"
-)
-SYSTEM_PATH = re.compile(
-    r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|private|mnt|opt|srv|work|workspace)/[\w.@-]+"
-)
+PROGRESS = re.compile(r"\d+%\|.*\||\d+(\.\d+)?\s?(it|s|batch|step|B|kB|MB)/(s|it|batch|step)\b|\[\d+:\d\d")
+SYSTEM_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|private|mnt|opt|srv|work|workspace)/[\w.@-]+")
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 
 
@@ -62,11 +58,7 @@ def clean_output(output, tags: list[str]) -> list[str]:
     if output.output_type == "stream":
         output.text = final_state(output.text)
         if output.name == "stderr" and "allow-stderr" not in tags:
-            other = [
-                line
-                for line in output.text.splitlines()
-                if line.strip() and not PROGRESS.search(line)
-            ]
+            other = [line for line in output.text.splitlines() if line.strip() and not PROGRESS.search(line)]
             if other:
                 return [f"a warning: {other[0].strip()[:160]}"]
     elif output.output_type == "error":
@@ -82,11 +74,7 @@ def texts_of(output) -> list[str]:
         return [output.text]
     if output.output_type == "error":
         return [output.ename, output.evalue]
-    return [
-        value
-        for kind, value in output.get("data", {}).items()
-        if isinstance(value, str) and kind != "image/png"
-    ]
+    return [value for kind, value in output.get("data", {}).items() if isinstance(value, str) and kind != "image/png"]
 
 
 def problems(nb, forbidden: list[str]) -> list[str]:
@@ -164,12 +152,7 @@ def run(nb, root: Path, profile: str, timeout: int, say=print) -> dict:
                         client.execute_cell(cell, index)
                     except CellExecutionError as error:
                         why = f"{error.ename}: {ANSI.sub('', error.evalue or '').strip().splitlines()[:1]}"
-                        why = (
-                            why.replace("['", "")
-                            .replace("']", "")
-                            .replace('["', "")
-                            .replace('"]', "")
-                        )
+                        why = why.replace("['", "").replace("']", "").replace('["', "").replace('"]', "")
                         raise Refused(f"{where}: {why}") from None
                     except (CellTimeoutError, TimeoutError):
                         raise Refused(f"{where}: not done after {timeout} s (--timeout)") from None
@@ -243,9 +226,7 @@ def execute(stem: Path, root: Path, profile: str, timeout: int, timing_only: boo
 def main(argv: list[str] | None = None) -> int:
     """The command line. Status 0: all recorded; 1: a chapter failed; 2: bad arguments or files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "chapter", nargs="*", help="a number (05) or a file; all of them when none is given"
-    )
+    parser.add_argument("chapter", nargs="*", help="a number (05) or a file; all of them when none is given")
     parser.add_argument("--timeout", type=int, default=900, help="seconds for one cell (900)")
     parser.add_argument(
         "--timing-only",
@@ -274,6 +255,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"execute: {error}", file=sys.stderr)
             rows.append((stem.name, "   failed", ""))
             status = 2
+    try:
+        sync.stamp_files(args.root, pairs.settings(args.root), write=True)  # the README's minutes
+    except PairError:
+        pass  # already reported above
     print()
     for row in rows:
         print(f"{row[0]:36} {row[1]}  {row[2]}")

@@ -63,20 +63,21 @@ def version_of(python):
 
 
 def create(venv, uv):
-    """A fresh environment on the Python that runs this."""
-    if uv:
-        command = [uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv]
-    else:
-        command = [sys.executable, "-m", "venv", "--clear", venv]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode != 0:
-        said = done.stdout.decode(errors="replace")
-        if "ensurepip" in said:
-            stop(
-                "this Python cannot make environments: on Debian or Ubuntu run "
-                "`apt-get install python3-venv`, then call make again"
-            )
-        stop("%s failed: %s" % (" ".join(command), said.strip().splitlines()[-1:]))
+    """A fresh environment on the Python that runs this, with pip in it where that is possible."""
+    commands = [[sys.executable, "-m", "venv", "--clear", venv]]
+    if uv:  # where Debian's python3-venv is not installed
+        commands.append([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv])
+    for command in commands:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode == 0:
+            return
+    said = done.stdout.decode(errors="replace")
+    if "ensurepip" in said or "No module named venv" in said:
+        stop(
+            "this Python cannot make environments: on Debian or Ubuntu run "
+            "`apt-get install python3-venv`, then call make again"
+        )
+    stop("%s failed: %s" % (" ".join(command), " ".join(said.split())[-300:]))
 
 
 def install(venv, requirements, constraints, uv):
@@ -102,9 +103,7 @@ def main():
     parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"))
     parser.add_argument("--requirements", default=os.path.join(ROOT, "requirements.txt"))
     parser.add_argument("--constraints", default=os.path.join(ROOT, "constraints.txt"))
-    parser.add_argument(
-        "--this-python", action="store_true", help="remake a venv of another Python"
-    )
+    parser.add_argument("--this-python", action="store_true", help="remake a venv of another Python")
     args = parser.parse_args()
     if args.constraints in ("", "none"):
         args.constraints = None

@@ -54,17 +54,13 @@ def stamps(settings: Settings) -> list[tuple[str, str, str]]:
     owner_name = settings.repository.removeprefix("https://github.com/")
     in_text = [
         # Links that open a file of this repository in Colab, or show it on GitHub.
-        (
-            r"(colab\.research\.google\.com/github)/[^/\s]+/[^/\s]+/(blob|tree)/[^/\s]+/(?=chapters/)"
-        ),
+        (r"(colab\.research\.google\.com/github)/[^/\s]+/[^/\s]+/(blob|tree)/[^/\s]+/(?=chapters/)"),
         (r"(github\.com)/[^/\s]+/[^/\s]+/(blob|tree)/[^/\s]+/(?=chapters/)"),
     ]
     rules = []
     for files in ("README.md", "CONTRIBUTING.md", "book/**/*.md", "chapters/*.md"):
         rules += [(files, p, rf"\1/{owner_name}/\2/{settings.revision}/") for p in in_text]
-        rules.append(
-            (files, r"(git clone )https://github\.com/\S+", rf"\g<1>{settings.repository}")
-        )
+        rules.append((files, r"(git clone )https://github\.com/\S+", rf"\g<1>{settings.repository}"))
     rules += [
         ("README.md", r"https://[\w-]+\.github\.io/[\w.-]+", settings.website),
         ("_config.yml", r"(?m)^(  url: ).*$", rf'\g<1>"{settings.repository}"'),
@@ -76,6 +72,41 @@ def stamps(settings: Settings) -> list[tuple[str, str, str]]:
     return rules
 
 
+def duration(seconds: float) -> str:
+    """`95` -> `1 min 35 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def stamp_map(root: Path, readme: str) -> str:
+    """The README's map of chapters: its links, and the minutes that were recorded in place of those expected."""
+
+    def row(match: re.Match) -> str:
+        cells = [cell.strip() for cell in match.group().strip().strip("|").split("|")]
+        stem = next(iter((root / "chapters").glob(f"{match[1]}_*.ipynb")), None)
+        if stem is None or len(cells) != 5:
+            return match.group()
+        title = re.sub(r"\[(.*)\]\(.*\)", r"\1", cells[0][3:])
+        cells[0] = f"{match[1]} [{title}](chapters/{stem.name})"
+        course = pairs.read_ipynb(stem).metadata.get("course", {})
+        records = [r for r in [course.get("provenance"), *course.get("runs", [])] if r]
+        for column, profiles in ((3, ("cpu",)), (4, ("colab", "large"))):
+            told = [
+                duration(r["seconds"]) + ("" if column == 3 else f" ({r['device']}, `{r['profile']}`)")
+                for r in records
+                if r.get("profile") in profiles
+            ]
+            if told:
+                cells[column] = ", ".join(told)
+        return "| " + " | ".join(cells) + " |"
+
+    table = re.search(r"<!-- chapters: begin -->\n(.*?)<!-- chapters: end -->", readme, re.DOTALL)
+    if not table:
+        return readme
+    rows = re.sub(r"(?m)^\| (\d\d) .*\|$", row, table[1])
+    return readme[: table.start(1)] + rows + readme[table.end(1) :]
+
+
 def stamp_files(root: Path, settings: Settings, write: bool) -> list[str]:
     """Stamp the address everywhere else. Returns the names of the files that were, or would be, changed."""
     changed = []
@@ -85,6 +116,8 @@ def stamp_files(root: Path, settings: Settings, write: bool) -> list[str]:
         for files, pattern, replacement in rules:
             if path in root.glob(files):
                 text = re.sub(pattern, replacement, text)
+        if path == root / "README.md":
+            text = stamp_map(root, text)
         if text != before:
             changed.append(str(path.relative_to(root)))
             if write:
@@ -108,9 +141,7 @@ def sync_pair(stem: Path, settings: Settings, write: bool = True, take: str | No
     nb_hash = pairs.content_hash(nb) if nb else None
 
     if md is None or nb is None:
-        source, done = (
-            ("ipynb", "the .md was made") if md is None else ("md", "the .ipynb was made")
-        )
+        source, done = ("ipynb", "the .md was made") if md is None else ("md", "the .ipynb was made")
     elif md_hash == nb_hash:
         source, done = "md", ""
     elif take:
@@ -147,15 +178,9 @@ def sync_pair(stem: Path, settings: Settings, write: bool = True, take: str | No
 def main(argv: list[str] | None = None) -> int:
     """The command line. Status 0: in step; 1: --check found work to do; 2: a conflict or an unreadable file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "chapter", nargs="*", help="a number (05) or a file; all of them when none is given"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing, status 1 when something would change"
-    )
-    parser.add_argument(
-        "--take", choices=["md", "ipynb"], help="which side wins where both changed"
-    )
+    parser.add_argument("chapter", nargs="*", help="a number (05) or a file; all of them when none is given")
+    parser.add_argument("--check", action="store_true", help="write nothing, status 1 when something would change")
+    parser.add_argument("--take", choices=["md", "ipynb"], help="which side wins where both changed")
     parser.add_argument("--root", type=Path, default=pairs.ROOT, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     try:
@@ -165,9 +190,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sync: {error}", file=sys.stderr)
         return 2
     status = 0
-    for name in stamp_files(args.root, settings, write=not args.check):
-        print(f"{name}: the repository's address {'differs' if args.check else 'was stamped'}")
-        status = max(status, int(args.check))
     for stem in stems:
         try:
             done = sync_pair(stem, settings, write=not args.check, take=args.take)
@@ -178,6 +200,14 @@ def main(argv: list[str] | None = None) -> int:
         if done:
             print(f"chapters/{stem.name}: {'make sync is needed' if args.check else done}")
             status = max(status, int(args.check))
+    try:  # last: the README's map reads the notebooks
+        stamped = stamp_files(args.root, settings, write=not args.check)
+    except PairError as error:
+        print(f"sync: {error}", file=sys.stderr)
+        return 2
+    for name in stamped:
+        print(f"{name}: {'make sync is needed' if args.check else 'addresses and recorded minutes were stamped'}")
+        status = max(status, int(args.check))
     return status
 
 
