@@ -134,7 +134,7 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, np.ndarray], di
     try:
         config = json.loads((directory / CONFIG).read_text())
         with safe_open(directory / WEIGHTS, "numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = file.metadata() or {}
     except FileNotFoundError:
         raise CourseError(f"{directory}: expected {CONFIG} and {WEIGHTS}, found one or both missing") from None
