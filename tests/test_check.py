@@ -158,6 +158,12 @@ def test_an_exercise_that_lacks_a_part(root, old, new, said):
     assert said in problems(root, check.exercises)
 
 
+def test_an_edition_without_solutions_needs_none(root):
+    edit(root, "<summary>Solution</summary>", "<summary>Answer</summary>")
+    (root / ".student-edition.json").write_text("{}")
+    assert problems(root, check.exercises) == ""
+
+
 @pytest.mark.parametrize(
     "link, said",
     [

@@ -55,7 +55,8 @@ def test_the_citation_names_this_release():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     settings = pairs.settings()
     assert citation["repository-code"] == settings.repository
-    assert f"v{citation['version']}" == settings.revision
+    if re.match(r"v\d", settings.revision):  # an edition or a fork may follow a branch
+        assert f"v{citation['version']}" == settings.revision
     assert citation["cff-version"] and citation["title"] and citation["authors"]
 
 

@@ -67,8 +67,9 @@ def stamps(settings: Settings) -> list[tuple[str, str, str]]:
         ("_config.yml", r"(?m)^(  branch: ).*$", rf'\g<1>"{settings.revision}"'),
         ("CITATION.cff", r"(?m)^(repository-code: ).*$", rf'\g<1>"{settings.repository}"'),
         ("CITATION.cff", r"(?m)^(url: ).*$", rf'\g<1>"{settings.website}"'),
-        ("CITATION.cff", r"(?m)^(version: ).*$", rf"\g<1>{settings.revision.removeprefix('v')}"),
     ]
+    if re.match(r"v\d", settings.revision):  # a fork or an edition may follow a branch
+        rules.append(("CITATION.cff", r"(?m)^(version: ).*$", rf"\g<1>{settings.revision[1:]}"))
     return rules
 
 
