@@ -224,6 +224,7 @@ def save(model: MiniGPT, directory: str | Path, *, dtype=np.float32, provenance:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         save_file(arrays, names["model.safetensors"])
+        names["model.safetensors"].chmod(0o644)  # safetensors makes files that only their owner may read
         for name, content in texts.items():
             names[name].write_text(json.dumps(content, indent=1) + "\n")
         for name, temporary in names.items():
