@@ -219,7 +219,10 @@ def batches(
             f"batch_size: expected at most {len(source)} (the windows of context {context} in these stories), "
             f"found {batch_size}: add stories, or make the batch smaller"
         )
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat().batch(batch_size)
+    shuffled = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    # An endless data set has a length all the same (the largest integer): rounding it up, for a last batch that is
+    # not full, would overflow.
+    dataset = shuffled.batch(batch_size, drop_remainder=True)
     # No reader threads: slicing an array in memory is quicker than handing it from one thread to another.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(dataset.to_iter_dataset(options))

@@ -53,7 +53,7 @@ def windows(row: Sequence[int], context: int) -> list[tuple[np.ndarray, np.ndarr
         done = start + len(targets)
         pad = (0, context - len(targets))
         cuts.append((np.pad(inputs, pad), np.pad(targets, pad), np.pad(counted, pad)))
-        start += context // 2
+        start += max(1, context // 2)
     return cuts
 
 
@@ -64,10 +64,12 @@ def bits_per_character(
 
     Stories longer than the model's context are read through overlapping windows (see `windows`).
     """
-    if not stories:
-        raise CourseError("stories: expected at least one, found none: nothing to evaluate on")
+    if isinstance(stories, str) or not any(stories):
+        raise CourseError(
+            f"stories: expected a list of at least one text, found {stories!r:.40}: nothing to evaluate on"
+        )
     context, eot = model.config.context, tok.eot_token
-    if tok.n_vocab > model.config.vocab_size:
+    if tok.n_vocab != model.config.vocab_size:
         raise CourseError(
             f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has "
             f"{model.config.vocab_size:,}: use the tokenizer that the model was trained with"

@@ -88,7 +88,7 @@ def _at(keys, positions):
 def _chunks(model, tok, prompts, max_new_tokens, temperature, top_k, top_p, seed) -> Iterator[np.ndarray]:
     """Yields new tokens [B, n], chunk by chunk; rows that ended hold end-of-text from then on."""
     context, vocab = model.config.context, model.config.vocab_size
-    if tok.n_vocab > vocab:
+    if tok.n_vocab != vocab:
         raise CourseError(
             f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has {vocab:,}: "
             "use the tokenizer that the model was trained with"

@@ -90,7 +90,7 @@ def make_step(graph, loss_fn: Callable, tx: optax.GradientTransformation):
     def step(carry, rest, batch, key):
         learnt, opt_state, healthy = carry
         loss, grads = jax.value_and_grad(lambda p: loss_fn(nnx.merge(graph, p, rest), batch, key))(learnt)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, new_opt_state = tx.update(grads, opt_state, learnt)
         new = (optax.apply_updates(learnt, updates), new_opt_state)
         healthy &= jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -122,7 +122,8 @@ def fit(
     `batches` yields dicts of arrays. `loss_fn(model, batch, key)` is a scalar. `evaluate(model)` is called every
     `evaluate_every` steps and at the end. With a `directory`, a checkpoint is written every `save_every` steps and at
     the end, and a run found there is continued: `batches` then needs `get_state` and `set_state` (grain's have them).
-    Ctrl-C and SIGTERM finish the step under way, save, and return. Raises `NonFiniteLoss`, naming the batch.
+    Ctrl-C and SIGTERM finish the step under way, save, and return; a second Ctrl-C stops at once. Raises
+    `NonFiniteLoss`, naming the batch. However `fit` ends, the model holds whole weights: the newest it can have.
     """
     if steps < 1:
         raise CourseError(f"steps: expected at least 1, found {steps}")
@@ -135,13 +136,14 @@ def fit(
     history, start = History(), 0
     store = None
     if directory is not None:
-        store = Store(directory, fingerprint=_fingerprint(carry, seed, steps))
+        store = Store(directory, fingerprint=_fingerprint(model, carry, seed, steps))
         if store.latest is not None:
             carry, history, start = store.restore(carry, batches)
     step_fn, key = make_step(graph, loss_fn, tx), jax.random.key(seed)
 
     def write_back():
-        nnx.update(model, carry[0])
+        # Copies again: the next step will donate these arrays while the model is still in the caller's hands.
+        nnx.update(model, jax.tree.map(jnp.copy, carry[0]))
 
     def checkpoint(step):
         if store is not None:
@@ -150,55 +152,61 @@ def fit(
     begun = time.perf_counter()
     pending, clock, saved = [], None, start
     bar = tqdm(total=steps, initial=start, disable=not progress, file=sys.stdout, unit="step", mininterval=1.0)
-    with _Signals() as signals:
-        for step in range(start, steps):
-            batch = next(batches)
-            carry, loss, norm = step_fn(carry, rest, batch, jax.random.fold_in(key, step))
-            pending.append(loss)
-            if clock is None:  # the first step compiles: the clock starts after it
-                loss.block_until_ready()
+    try:
+        with _Signals() as signals:
+            for step in range(start, steps):
+                batch = next(batches, None)
+                if batch is None:
+                    raise CourseError(
+                        f"batches: ended after {step - start} of {steps - start} batches: give an endless iterator "
+                        "(data.batches is one), or fewer steps"
+                    )
+                carry, loss, norm = step_fn(carry, rest, batch, jax.random.fold_in(key, step))
+                pending.append((loss, norm))
+                if clock is None:  # the first step compiles: the clock starts after it
+                    loss.block_until_ready()
+                    clock, timed = time.perf_counter(), 0
+                else:
+                    timed += 1
+                done = step + 1
+                if done < steps and signals.caught:
+                    history.stopped = "interrupted"
+                elif done < steps and max_seconds is not None and time.perf_counter() - begun > max_seconds:
+                    history.stopped = "deadline"
+                last = done == steps or history.stopped != "finished"
+                saving = store is not None and (last or (save_every and done % save_every == 0))
+                evaluating = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
+                if not (last or saving or evaluating or done % log_every == 0):
+                    continue
+                losses, norms = np.array(jax.device_get(pending)).T  # waits for the device
+                elapsed = time.perf_counter() - clock
+                if not bool(carry[2]):
+                    bad = int(np.argmin(np.isfinite(losses) & np.isfinite(norms)))
+                    what = "the gradient" if np.isfinite(losses[bad]) else "the loss"
+                    raise NonFiniteLoss(_stopped_message(what, done - len(losses) + bad + 1, store))
+                tokens = batch["inputs"].size if isinstance(batch, dict) and "inputs" in batch else 0
+                history.steps.append(done)
+                history.loss.append(float(losses.mean()))
+                history.grad_norm.append(float(norm))
+                history.tokens_per_s.append(tokens * timed / elapsed if timed else 0.0)
+                history.seconds += elapsed
+                pending = []
+                if evaluating:
+                    write_back()
+                    history.evaluations.append((done, float(evaluate(model))))
+                if saving:
+                    checkpoint(done)
+                    saved = done
+                shown = {"loss": f"{history.loss[-1]:.3f}", "tokens/s": f"{history.tokens_per_s[-1]:,.0f}"}
+                bar.set_postfix(shown, refresh=False)
+                bar.update(done - bar.n)
                 clock, timed = time.perf_counter(), 0
-            else:
-                timed += 1
-            done = step + 1
-            if max_seconds is not None and time.perf_counter() - begun > max_seconds:
-                history.stopped = "deadline"
-            if signals.caught:
-                history.stopped = "interrupted"
-            last = done == steps or history.stopped != "finished"
-            saving = store is not None and (last or (save_every and done % save_every == 0))
-            evaluating = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
-            if not (last or saving or evaluating or done % log_every == 0):
-                continue
-            losses = np.array(jax.device_get(pending))  # waits for the device
-            elapsed = time.perf_counter() - clock
-            if not bool(carry[2]):
-                bad = done - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
-                what = "the loss" if not np.isfinite(losses).all() else "the gradient"
-                bar.close()
-                write_back()
-                raise NonFiniteLoss(_stopped_message(what, bad, store))
-            tokens = batch["inputs"].size if isinstance(batch, dict) and "inputs" in batch else 0
-            history.steps.append(done)
-            history.loss.append(float(losses.mean()))
-            history.grad_norm.append(float(norm))
-            history.tokens_per_s.append(tokens * timed / elapsed if timed else 0.0)
-            history.seconds += elapsed
-            pending = []
-            if evaluating:
-                write_back()
-                history.evaluations.append((done, float(evaluate(model))))
-            if saving:
-                checkpoint(done)
-                saved = done
-            shown = {"loss": f"{history.loss[-1]:.3f}", "tokens/s": f"{history.tokens_per_s[-1]:,.0f}"}
-            bar.set_postfix(shown, refresh=False)
-            bar.update(done - bar.n)
-            clock, timed = time.perf_counter(), 0
-            if last:
-                break
-    bar.close()
-    write_back()
+                if last:
+                    break
+    finally:
+        bar.close()
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(carry[0])):  # a step that failed half-way ate them
+            write_back()
     if history.stopped != "finished":
         where = f"saved in {directory}" if store is not None and saved else "not saved: no directory was given"
         print(f"Stopped at step {done} of {steps} ({history.stopped}); the model holds that step's weights, {where}.")
@@ -209,7 +217,10 @@ def _stopped_message(what: str, bad: int, store: "Store | None") -> str:
     after = "the model holds the weights from before that batch"
     if store is not None and store.latest is not None:
         after += f"; the last good checkpoint is step {store.latest} in {store.directory}"
-    return f"step {bad}: {what} is not finite (batch {bad} of this run); {after}: lower the learning rate, or look at that batch"
+    return (
+        f"step {bad}: {what} is not finite (batch {bad} of this run); {after}: lower the learning rate, or look at "
+        "that batch"
+    )
 
 
 class _Signals:
@@ -223,6 +234,8 @@ class _Signals:
         return self
 
     def _catch(self, number, frame):
+        if self.caught and number == signal.SIGINT:  # asked twice: do not wait for the step
+            raise KeyboardInterrupt
         self.caught = True
 
     def __exit__(self, *_):
@@ -235,10 +248,13 @@ def _named(tree) -> dict[str, Array]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _fingerprint(carry, seed: int, steps: int) -> dict:
-    """What must agree for a checkpoint to be continued: names and shapes of all that is learnt, seed and length."""
+def _fingerprint(model, carry, seed: int, steps: int) -> dict:
+    """What must agree for a checkpoint to be continued: all that is learnt by name and shape, the config, seed, length.
+
+    The config too, because shapes do not tell everything: 2 heads of 64 have the arrays of 4 heads of 32.
+    """
     arrays = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named(carry).items()}
-    return {"arrays": arrays, "seed": seed, "steps": steps}
+    return {"arrays": arrays, "config": repr(getattr(model, "config", None)), "seed": seed, "steps": steps}
 
 
 class Store:
@@ -280,9 +296,7 @@ class Store:
         meta["digest"] = _digest(arrays)
         args = self.ocp.args
         try:
-            self.manager.save(
-                step, args=args.Composite(arrays=args.StandardSave(arrays), meta=args.JsonSave(meta))
-            )
+            self.manager.save(step, args=args.Composite(arrays=args.StandardSave(arrays), meta=args.JsonSave(meta)))
             self.manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:200]
@@ -292,16 +306,17 @@ class Store:
             ) from error
 
     def restore(self, carry, batches):
-        """(carry, history, step) of the newest checkpoint that is complete and undamaged."""
-        arrays, args = _named(carry), self.ocp.args
+        """(carry, history, step) of the newest checkpoint that is complete and undamaged.
+
+        Newer ones that are damaged are renamed, or the run could not save its next checkpoint over them.
+        """
+        arrays, args, damaged = _named(carry), self.ocp.args, []
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 meta = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
                 self._compare(meta["fingerprint"])
                 target = jax.tree.map(self.ocp.utils.to_shape_dtype_struct, arrays)
-                found = self.manager.restore(
-                    step, args=args.Composite(arrays=args.StandardRestore(target))
-                ).arrays
+                found = self.manager.restore(step, args=args.Composite(arrays=args.StandardRestore(target))).arrays
                 if _digest(found) != meta["digest"]:
                     raise ValueError("contents differ from what was saved")
             except CourseError:
@@ -309,7 +324,12 @@ class Store:
             except Exception as error:  # orbax and tensorstore raise many types for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
                 print(f"{self.directory}: step {step} is damaged ({reason}); trying the one before it")
+                damaged.append(step)
                 continue
+            for number in damaged:
+                (self.directory / str(number)).rename(self.directory / f"damaged-{number}-{time.time_ns()}")
+            if damaged:
+                self.manager.reload()
             if meta["batches"] is not None:
                 if not hasattr(batches, "set_state"):
                     raise CourseError(
@@ -336,11 +356,11 @@ class Store:
                     f"{self.directory}: its checkpoint is from another configuration: {name}: expected {a}, found {b}: "
                     "use the configuration it was made with, or another directory"
                 )
-        for name in ("seed", "steps"):
-            if expected[name] != found[name]:
+        for name in ("config", "seed", "steps"):
+            if expected[name] != found.get(name):
                 raise CourseError(
-                    f"{self.directory}: its checkpoint was made with {name}={found[name]}, this run has {expected[name]}: "
-                    "use the same, or another directory"
+                    f"{self.directory}: its checkpoint was made with {name}={found.get(name)}, this run has "
+                    f"{expected[name]}: use the same, or another directory"
                 )
 
 

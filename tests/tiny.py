@@ -1,0 +1,97 @@
+"""A course in miniature for the tests: a few stories, a small vocabulary, a model that trains in milliseconds.
+
+`python -m tests.tiny DIRECTORY [SECONDS]` trains it with checkpoints, and dies by SIGKILL so many seconds after a save
+has begun, if it is told to.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+from flax import nnx
+
+from utils import data, minigpt, stories, tokenizer, train
+
+STEPS, SAVE_EVERY = 40, 4
+
+
+@functools.cache
+def texts() -> tuple[str, ...]:
+    return tuple(stories.generate(60, seed=3))
+
+
+@functools.cache
+def tok():
+    ranks = tokenizer.train_bpe(texts(), 400)
+    assert len(ranks) == 399
+    return tokenizer.encoding(ranks, "tiny")
+
+
+@functools.cache
+def rows() -> tuple[np.ndarray, ...]:
+    return tuple(data.encode(list(texts()), tok()))
+
+
+def config(**changes) -> minigpt.Config:
+    sizes = dict(vocab_size=400, context=32, width=16, layers=2, heads=2, mlp_width=32)
+    return minigpt.Config(**(sizes | changes))
+
+
+@functools.cache
+def _made(sizes: minigpt.Config, seed: int) -> minigpt.MiniGPT:
+    return minigpt.MiniGPT(sizes, rngs=nnx.Rngs(seed))
+
+
+def model(seed: int = 0, **changes) -> minigpt.MiniGPT:
+    """A copy of its own for each caller; making a model anew takes a second."""
+    return nnx.clone(_made(config(**changes), seed))
+
+
+def wild(seed: int = 0, **changes) -> minigpt.MiniGPT:
+    """A model whose weights are large, so that its guesses differ from each other as a trained model's do."""
+    made = model(seed, **changes)
+    made.embed_tokens.embedding[...] = made.embed_tokens.embedding[...] * 15
+    made.embed_positions.embedding[...] = made.embed_positions.embedding[...] * 15
+    return made
+
+
+def batches(seed: int = 0):
+    return data.batches(rows(), 32, 4, eot=tok().eot_token, seed=seed)
+
+
+def fit(made, directory=None, *, stream=None, loss=train.next_token_loss, steps=STEPS, peak=3e-3, **options):
+    """`train.fit` with the sizes of this file."""
+    options = dict(directory=directory, save_every=SAVE_EVERY, log_every=10, progress=False) | options
+    tx = train.optimizer(train.schedule(peak, steps))
+    return train.fit(made, batches() if stream is None else stream, loss, tx, steps=steps, **options)
+
+
+def weights(made) -> dict[str, np.ndarray]:
+    return minigpt.named_arrays(made)
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def main(directory: str, seconds: float | None = None) -> None:
+    if seconds is not None:
+        saves, save = iter(range(10**6)), train.Store.save
+
+        def dying_save(*args):
+            if next(saves) == 2:  # the third save of this process
+                threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            save(*args)
+
+        train.Store.save = dying_save
+    print("started", flush=True)
+    made = model()
+    history = fit(made, directory)
+    minigpt.save(made, directory + "/final", provenance={"steps": history.steps, "loss": history.loss})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(float, sys.argv[2:]))
