@@ -6,6 +6,7 @@ cut down to the icons that the site uses, and their unused style rules go too.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
         return
     import pydata_sphinx_theme
     from fontTools import subset
+
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a page of what it keeps and drops
 
     outdir = Path(app.outdir)
     theme = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
