@@ -18,7 +18,7 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute sync student check format test-browser mirror linkcheck constraints clean
+.PHONY: help install book test lab serve execute alone sync student check format test-browser mirror linkcheck constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ serve: book  ## build the site and show it on http://127.0.0.1:8000 (PORT=)
 
 execute: install  ## run the chapters for real and record their outputs (CHAPTER=05)
 	@$(BIN)/python tools/execute.py $(CHAPTER)
+
+alone: install  ## each notebook alone in an empty folder, as on Colab (CHAPTER=05); runs the last commit
+	@tools/run_alone.sh . $(CHAPTER)
 
 sync: install  ## bring each .md and its .ipynb together, stamp the repository's address
 	@$(BIN)/python tools/sync.py
