@@ -82,9 +82,7 @@ def settings(root: Path = ROOT) -> Settings:
 def chapters(root: Path = ROOT, which: list[str] | None = None) -> list[Path]:
     """The chapters' paths without suffix, in order; `which` chooses by number or name ("05", "05_lora.md")."""
     folder = root / "chapters"
-    found = sorted(
-        {p.with_suffix("") for p in folder.glob("[0-9]*") if p.suffix in (".md", ".ipynb")}
-    )
+    found = sorted({p.with_suffix("") for p in folder.glob("[0-9]*") if p.suffix in (".md", ".ipynb")})
     if not which:
         return found
     chosen = []
@@ -167,9 +165,7 @@ def content_hash(nb: NotebookNode) -> str:
 
 def code_hash(nb: NotebookNode) -> str:
     """A hash of the code cells alone: what recorded outputs depend on."""
-    return _digest(
-        [cell_content(c)[1] for c in nb.cells if c.cell_type == "code" and c.source.strip()]
-    )
+    return _digest([cell_content(c)[1] for c in nb.cells if c.cell_type == "code" and c.source.strip()])
 
 
 # ------------------------------------------------------------------------------------------------- Markdown to notebook
@@ -267,9 +263,7 @@ def _raw_cells(text: str) -> dict[tuple, list[str]]:
             continue
         first = start - 1
         fence = re.match(r"`{3,}", lines[first]).group()
-        last = next(
-            (i for i in range(start, len(lines)) if lines[i].rstrip() == fence), len(lines) - 1
-        )
+        last = next((i for i in range(start, len(lines)) if lines[i].rstrip() == fence), len(lines) - 1)
         key = json.dumps(cell_content(cell, bootstrap=True), sort_keys=True)
         raw.setdefault(key, []).append("\n".join(lines[first : last + 1]))
     return raw
@@ -279,9 +273,7 @@ def _options(cell: NotebookNode) -> str:
     """A code cell's metadata as `:key: value` lines."""
     lines = []
     for key, value in cell_content(cell)[2].items():
-        flow = yaml.safe_dump(
-            value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False
-        )
+        flow = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
         lines.append(f":{key}: {flow.removesuffix('...' + chr(10)).strip()}\n")
     return "".join(lines)
 
