@@ -19,6 +19,7 @@ VALID = "datasets/roneneldan/TinyStories/TinyStories-valid.txt"
 TRAIN = "datasets/roneneldan/TinyStories/TinyStories-train.txt"
 REPO = hub.TINYSTORIES
 REVISION = hub.PINNED["datasets", REPO].revision
+REAL_MIRROR = Path(os.environ.get("COURSE_MIRROR") or Path(__file__).resolve().parents[2] / "shared" / "mirror")
 
 
 @pytest.fixture(autouse=True)
@@ -180,12 +181,10 @@ def test_a_mirror_with_only_the_small_file_serves_both_splits(tmp_path, monkeypa
 
 
 def test_real_mirror(monkeypatch):
-    root = os.environ.get("COURSE_TEST_MIRROR", "")
-    candidates = [Path(root)] if root else [Path(__file__).resolve().parents[2] / "shared" / "mirror"]
-    if not (candidates[0] / "manifest.json").is_file():
-        pytest.skip("no mirror with real data: set COURSE_TEST_MIRROR")
-    monkeypatch.setenv("COURSE_MIRROR", str(candidates[0]))
-    for name in mirror.read_manifest(candidates[0]):
+    if not (REAL_MIRROR / "manifest.json").is_file():
+        pytest.skip("no mirror with real data: set COURSE_MIRROR")
+    monkeypatch.setenv("COURSE_MIRROR", str(REAL_MIRROR))
+    for name in mirror.read_manifest(REAL_MIRROR):
         kind, _, rest = name.partition("/")
         assert hub.fetch(kind, "", rest).source == "mirror"
     tok = hub.tokenizer("gpt2")
