@@ -83,6 +83,16 @@ class Page:
         return "\n\n".join(cell.source for cell in self.cells if cell.kind == "markdown")
 
 
+def mirror() -> dict[str, str]:
+    """The setting for a mirror beside the repository, {} where there is none: then chapters use what is built in.
+
+    A COURSE_MIRROR that is set wins, also an empty one, which asks for the built-in data.
+    """
+    beside = ROOT.parent / "shared" / "mirror"
+    there = "COURSE_MIRROR" not in os.environ and (beside / "manifest.json").is_file()
+    return {"COURSE_MIRROR": str(beside)} if there else {}
+
+
 def pages() -> list[Path]:
     """The chapters of the course, in order."""
     return sorted((ROOT / "chapters").glob("[0-9][0-9]_*.md"))
@@ -98,21 +108,14 @@ def read_page(path: Path) -> Page:
     for number, cell in enumerate(notebook.cells):
         image = cell.metadata.get("mystnb", {}).get("image", {})
         kind = "code" if cell.cell_type == "code" else "markdown"
-        cells.append(
-            Cell(number, kind, cell.source, list(cell.metadata.get("tags", [])), image.get("alt"))
-        )
+        cells.append(Cell(number, kind, cell.source, list(cell.metadata.get("tags", [])), image.get("alt")))
     return Page(Path(path), cells, _find_exercises(cells))
 
 
 def _find_exercises(cells: list[Cell]) -> list[Exercise]:
     exercises = []
     for cell in cells:
-        if (
-            cell.kind == "code"
-            and "exercise" in cell.tags
-            and exercises
-            and exercises[-1].cell is None
-        ):
+        if cell.kind == "code" and "exercise" in cell.tags and exercises and exercises[-1].cell is None:
             exercises[-1].cell, exercises[-1].stub = cell.number, cell.source
         if cell.kind != "markdown":
             continue
@@ -150,9 +153,7 @@ def problems_of(page: Page) -> list[str]:
     named = re.findall(r"\*\*Exercise (\d+\.\d+)", text)
     known = [exercise.id for exercise in page.exercises]
     for one in sorted(set(named) - set(known)):
-        found.append(
-            f"exercise {one}: expected it to begin '> **Exercise {one}**, core, 10 minutes.'"
-        )
+        found.append(f"exercise {one}: expected it to begin '> **Exercise {one}**, core, 10 minutes.'")
     need(len(set(known)) == len(known), f"two exercises have the same number: {known}")
     stubs = [cell for cell in page.code if "exercise" in cell.tags]
     need(
@@ -161,9 +162,7 @@ def problems_of(page: Page) -> list[str]:
     )
     for exercise in page.exercises:
         start = f"exercise {exercise.id}: "
-        need(
-            exercise.id.split(".")[0] == str(page.chapter), start + f"is in chapter {page.chapter}"
-        )
+        need(exercise.id.split(".")[0] == str(page.chapter), start + f"is in chapter {page.chapter}")
         need(
             exercise.level in LEVELS,
             start + f"difficulty {exercise.level!r} is not one of {', '.join(LEVELS)}",
@@ -179,9 +178,7 @@ def problems_of(page: Page) -> list[str]:
         except ValueError as error:
             found.append(str(error))
 
-    predictions = [
-        cell for cell in page.cells if cell.kind == "markdown" and "> **Predict.**" in cell.source
-    ]
+    predictions = [cell for cell in page.cells if cell.kind == "markdown" and "> **Predict.**" in cell.source]
     number = sum(cell.source.count("> **Predict.**") for cell in predictions)
     need(number >= 3, f"expected 3 predictions, found {number}")
     for cell in predictions:
@@ -209,9 +206,7 @@ def split_stub(exercise: Exercise) -> tuple[ast.Module, ast.Call]:
         and last.value.func.id == "check"
     )
     if not is_check:
-        raise ValueError(
-            f'exercise {exercise.id}: the last line of its cell must be check("{exercise.id}", …)'
-        )
+        raise ValueError(f'exercise {exercise.id}: the last line of its cell must be check("{exercise.id}", …)')
     return ast.Module(tree.body[:-1], tree.type_ignores), last.value
 
 
@@ -258,18 +253,14 @@ def run_page(path: Path) -> Report:
     return run_answers(path, wrong_answers(read_page(path).chapter))
 
 
-def run_answers(
-    path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path: Path | None = None
-) -> Report:
+def run_answers(path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path: Path | None = None) -> Report:
     """Run a chapter with these wrong answers. `extra_path` goes in front of `sys.path` (for the
     harness's own tests)."""
     with tempfile.TemporaryDirectory(prefix="chapter-") as folder:
         folder = Path(folder)
         (folder / "empty").mkdir()
         (folder / "wrong.json").write_text(json.dumps(wrong))
-        paths = [str(part) for part in (extra_path, ROOT) if part] + [
-            os.environ.get("PYTHONPATH", "")
-        ]
+        paths = [str(part) for part in (extra_path, ROOT) if part] + [os.environ.get("PYTHONPATH", "")]
         settings = {
             "COURSE_PROFILE": "smoke",
             "MPLBACKEND": "agg",
@@ -289,16 +280,12 @@ def run_answers(
             done = subprocess.run(
                 command,
                 cwd=folder / "empty",
-                env=os.environ | settings,
+                env=os.environ | mirror() | settings,
                 timeout=TIME_LIMIT,
                 capture_output=True,
                 text=True,
             )
-            end = (
-                "complete"
-                if done.returncode == 0
-                else f"status {done.returncode}: {done.stderr[-2000:]}"
-            )
+            end = "complete" if done.returncode == 0 else f"status {done.returncode}: {done.stderr[-2000:]}"
         except subprocess.TimeoutExpired:
             end = f"stopped after {TIME_LIMIT} s"
         log = folder / "events.jsonl"
@@ -430,9 +417,7 @@ def _main(arguments: list[str]) -> int:
             wanted = {"stub": ("not attempted", None), "solution": ("pass", None)}
             wanted |= {f"wrong {i}": ("fail", mistake) for i, (mistake, _) in enumerate(wrong)}
             for which, (status, mistake) in wanted.items():
-                answer = said.get(
-                    which, {"status": "never reached", "mistake": None, "message": ""}
-                )
+                answer = said.get(which, {"status": "never reached", "mistake": None, "message": ""})
                 good = (answer["status"], answer["mistake"]) == (status, mistake)
                 failed += not good
                 found = " ".join(str(answer[key] or "") for key in ("status", "mistake", "message"))

@@ -91,9 +91,7 @@ def test_edition_has_no_answers(course, edition):
 def test_pairs_agree_and_recorded_outputs_stay(edition):
     stem = edition / "chapters" / "99_small"
     notebook = pairs.read_ipynb(stem.with_suffix(".ipynb"))
-    assert pairs.content_hash(notebook) == pairs.content_hash(
-        pairs.read_md(stem.with_suffix(".md"))
-    )
+    assert pairs.content_hash(notebook) == pairs.content_hash(pairs.read_md(stem.with_suffix(".md")))
     assert [cell.outputs[0].text for cell in notebook.cells if cell.get("outputs")] == ["2\n"]
     assert notebook.metadata["course"]["recorded"] == {"device": "cpu"}
     assert sync.sync_pair(stem, pairs.settings(edition), write=False) == ""
@@ -197,9 +195,7 @@ def test_an_earlier_edition_is_brought_up_to_date(course, edition):
     assert tree(edition) == once
 
 
-@pytest.mark.parametrize(
-    "case", ["other files", "broken marker", "marker points outside", "a file"]
-)
+@pytest.mark.parametrize("case", ["other files", "broken marker", "marker points outside", "a file"])
 def test_other_folders_are_refused(course, tmp_path, case, capsys):
     folder = tmp_path / "mine"
     (tmp_path / "precious").write_text("x")
@@ -250,7 +246,7 @@ def real(tmp_path_factory):
 
 def test_the_real_edition_has_no_answers(real):
     found = student.secrets(ROOT)
-    assert len(found) > 10 * len(exercises.pages())
+    assert {one.chapter for one in found} == {path.stem for path in exercises.pages()}
     assert student.leaks(real, found) == []
     for path in real.glob("chapters/*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
@@ -261,16 +257,15 @@ def test_the_real_edition_is_consistent(real):
     """Its own `make sync` has nothing to do, and its chapters can be collected by its own tests."""
     environment = os.environ | {"PYTHONPATH": str(real)}
     for command in (["tools/sync.py", "--check"], ["-m", "pytest", "--collect-only", "-q"]):
-        done = subprocess.run(
-            [sys.executable, *command], cwd=real, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, *command], cwd=real, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 @pytest.mark.slow
 def test_the_real_editions_site_has_no_answers(real):
     """Pages, copied sources and search index of the built site."""
-    book = [sys.executable, "-m", "jupyter_book", "build", ".", "--warningiserror", "--keep-going"]
+    jupyter_book = str(Path(sys.executable).with_name("jupyter-book"))
+    book = [jupyter_book, "build", ".", "--warningiserror", "--keep-going"]
     environment = os.environ | {"PYTHONPATH": str(real)}
     done = subprocess.run(book, cwd=real, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -31,6 +31,8 @@ MARKER = ".student-edition.json"
 # Instructor's material and the tests that hold answers, as patterns of paths below the root.
 LEFT_OUT = (
     "book/instructor/**",
+    "instructor/**",
+    "assignments/**",
     "tests/wrong_answers/**",
     "tests/synthetic.py",
     "tests/test_exercises.py",
@@ -52,9 +54,7 @@ NEVER = {
     ".hypothesis",
     "student",
 }
-SHORTEST = (
-    20  # characters without blanks and quotes; a shorter line ("return loss") is nobody's secret
-)
+SHORTEST = 20  # characters without blanks and quotes; a shorter line ("return loss") is nobody's secret
 
 _SOLUTION = re.compile(r"<details[^>]*>\s*<summary>\s*Solution.*?</details>\n?", re.S)
 IN_ITS_PLACE = "*Your instructor has the solution.*\n"
@@ -134,11 +134,7 @@ def leaks(folder: Path, found: list[Secret], words: set[str] = frozenset()) -> l
         if path.name == "searchindex.js":
             # The index cuts endings off: the last two letters may be gone.
             index = raw.lower()
-            said += [
-                f"{path.relative_to(folder)}: {word}"
-                for word in sorted(words)
-                if word[:-2] in index
-            ]
+            said += [f"{path.relative_to(folder)}: {word}" for word in sorted(words) if word[:-2] in index]
     return said
 
 
@@ -147,13 +143,9 @@ def leaks(folder: Path, found: list[Secret], words: set[str] = frozenset()) -> l
 
 def course_files(root: Path) -> Iterator[Path]:
     """The files of the course, relative to its root, without what an edition leaves out."""
-    top = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--show-toplevel"], capture_output=True, text=True
-    )
+    top = subprocess.run(["git", "-C", str(root), "rev-parse", "--show-toplevel"], capture_output=True, text=True)
     if top.returncode == 0 and Path(top.stdout.strip()).resolve() == root.resolve():
-        listed = subprocess.run(
-            ["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True
-        )
+        listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True, check=True)
         files = [Path(name) for name in listed.stdout.split("\0") if name]
     else:
         files = [p.relative_to(root) for p in root.rglob("*")]
@@ -170,9 +162,7 @@ def _matches(path: Path, pattern: str) -> bool:
     return path.match(pattern) and len(path.parts) == pattern.count("/") + 1
 
 
-def make(
-    root: Path, folder: Path, repository: str | None = None, revision: str = "main"
-) -> list[str]:
+def make(root: Path, folder: Path, repository: str | None = None, revision: str = "main") -> list[str]:
     """Write the edition into `folder`; returns its files. Raises StudentError and writes nothing where it cannot."""
     root, folder = root.resolve(), folder.resolve()
     course = pairs.settings(root)
@@ -197,9 +187,7 @@ def make(
         _address(new, own)
         seen = leaks(new, found)
         if seen:
-            raise StudentError(
-                "nothing was written, these would hold solutions:\n  " + "\n  ".join(seen)
-            )
+            raise StudentError("nothing was written, these would hold solutions:\n  " + "\n  ".join(seen))
         files = sorted(str(p.relative_to(new)) for p in new.rglob("*") if p.is_file())
         marker = {
             "course": course.name,
@@ -259,9 +247,7 @@ def _take_out_instructor(new: Path) -> None:
         text = toc.read_text(encoding="utf-8")
         tree = _prune(yaml.safe_load(text))
         if tree != yaml.safe_load(text):
-            toc.write_text(
-                yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8"
-            )
+            toc.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     for path in [
         *new.glob("*.md"),
         *(new / "book").rglob("*.md"),
@@ -320,9 +306,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path, help="where to write it (_build/student)")
     parser.add_argument("--out", type=Path, help="the same, as a flag")
     parser.add_argument("--repository", help="the edition's address (this one's with -student)")
-    parser.add_argument(
-        "--revision", default="main", help="the branch or tag notebooks fetch (main)"
-    )
+    parser.add_argument("--revision", default="main", help="the branch or tag notebooks fetch (main)")
     parser.add_argument("--root", type=Path, default=pairs.ROOT, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     folder = args.out or args.folder or args.root / "_build" / "student"
@@ -336,9 +320,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     address = pairs.settings(folder).repository
     print(f"{folder}: {len(files)} files, no line of a solution among them")
-    print(
-        f"Its notebooks fetch {address} at {args.revision}: push this folder there (git init, add, commit, push)"
-    )
+    print(f"Its notebooks fetch {address} at {args.revision}: push this folder there (git init, add, commit, push)")
     return 0
 
 
