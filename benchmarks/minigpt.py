@@ -1,0 +1,207 @@
+"""Training throughput of MiniGPT, beside the tutorial that this course starts from, and the data pipeline's.
+
+    python benchmarks/minigpt.py [--rounds 5]
+
+Prints JSON lines, the summary last. The two models at the tutorial's shape take turns, a few steps each per round, so
+that a machine that slows down slows both; medians over rounds are reported. Nothing else should run meanwhile.
+
+The tutorial is "Using LoRA in JAX" of the JAX AI stack (https://docs.jaxstack.ai); its model is rebuilt here from its
+description: post-norm blocks with `nnx.MultiHeadAttention` and biases, ReLU, a separate output layer, `nnx.LoRALinear` of
+rank 128 in the feed-forward layers and the output layer, trained through `nnx.Optimizer` and `nnx.value_and_grad`, with its
+filter mended (as published, it trains nothing: chapter 05). Ours is the package's MiniGPT with adapters of rank 128 in the
+same places, its table tied, through `train.make_step` and the chunked loss.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from utils import data, hub, lora, losses, minigpt, train
+
+VOCAB, CONTEXT, WIDTH, BLOCKS, HEADS, BATCH, RANK = 50_257, 256, 256, 4, 8, 8, 128
+
+
+class TutorialBlock(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        self.norm1, self.norm2 = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.LayerNorm(WIDTH, rngs=rngs)
+        self.linear1 = nnx.LoRALinear(WIDTH, WIDTH, lora_rank=RANK, rngs=rngs)
+        self.linear2 = nnx.LoRALinear(WIDTH, WIDTH, lora_rank=RANK, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.norm1(x + self.attention(x, mask=jnp.tril(jnp.ones((x.shape[1], x.shape[1])))))
+        return self.norm2(x + self.linear2(nnx.relu(self.linear1(x))))
+
+
+class TutorialMiniGPT(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.tokens = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.positions = nnx.Embed(CONTEXT, WIDTH, rngs=rngs)
+        for i in range(BLOCKS):
+            setattr(self, f"block{i}", TutorialBlock(rngs))
+        self.output = nnx.LoRALinear(WIDTH, VOCAB, lora_rank=RANK, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1])[None])
+        for i in range(BLOCKS):
+            x = getattr(self, f"block{i}")(x)
+        return self.output(x)
+
+
+def tutorial(batch):
+    """A function that makes one training step of the tutorial and returns its loss."""
+    model = TutorialMiniGPT(nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.LoRAParam)
+
+    def loss_fn(model, batch):
+        logits = model(batch["inputs"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, batch)
+        optimizer.update(model, grads)
+        return loss
+
+    return lambda: step(model, optimizer), parameters(model)
+
+
+def ours(batch, chunk: int):
+    config = minigpt.Config(
+        vocab_size=VOCAB, context=CONTEXT, width=WIDTH, layers=BLOCKS, heads=HEADS, mlp_width=WIDTH
+    )
+    model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
+    targets = ("up_proj", "down_proj", "lm_head")
+    lora.inject(model, rank=RANK, alpha=RANK, targets=targets, rngs=nnx.Rngs(1))
+
+    def loss_fn(model, batch, key):
+        hidden, _ = model.hidden(batch["inputs"])
+        head = model.embed_tokens
+        return losses.chunked_cross_entropy(head, hidden, batch["targets"], wrt=nnx.LoRAParam, chunk=chunk)
+
+    return stepper(model, batch, loss_fn, optax.adam(1e-3), nnx.LoRAParam), parameters(model)
+
+
+def stepper(model, batch, loss_fn, tx, wrt):
+    graph, learnt, rest = nnx.split(model, wrt, ...)
+    learnt = jax.tree.map(jnp.copy, learnt)
+    step_fn, key = train.make_step(graph, loss_fn, tx), jax.random.key(0)
+    carry = (learnt, tx.init(learnt), jnp.array(True))
+
+    def step():
+        nonlocal carry
+        carry, loss, _ = step_fn(carry, rest, batch, key)
+        return loss
+
+    return step
+
+
+def parameters(model) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def timed(step, count: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(count):
+        loss = step()
+    jax.block_until_ready(loss)
+    return time.perf_counter() - begun
+
+
+def report(**row):
+    versions = {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    print(json.dumps(row | {"device": device, "versions": versions}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chunk", type=int, default=512, help="tokens per chunk of the loss")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    batch = {k: jnp.asarray(rng.integers(0, VOCAB, (BATCH, CONTEXT)), jnp.int32) for k in ("inputs", "targets")}
+
+    sides = {"tutorial": tutorial(batch), "ours": ours(batch, args.chunk)}
+    for step, _ in sides.values():
+        timed(step, 1)  # compiles
+    seconds = {name: [] for name in sides}
+    for _ in range(args.rounds):
+        for name, (step, _) in sides.items():
+            seconds[name].append(timed(step, 2))
+    speed = {name: 2 * BATCH * CONTEXT / statistics.median(s) for name, s in seconds.items()}
+    shape = {"batch": [BATCH, CONTEXT], "width": WIDTH, "blocks": BLOCKS, "vocab": VOCAB, "rank": RANK}
+    for name, (_, size) in sides.items():
+        report(
+            benchmark="tutorial_shape",
+            side=name,
+            tokens_per_s=round(speed[name]),
+            rounds=[round(s, 3) for s in seconds[name]],
+            parameters=size,
+            dtype="float32",
+            **shape,
+        )
+
+    tok = hub.tokenizer("stories2048")
+    rows = data.encode(data.load_stories("train", limit=5000).texts, tok)
+    course = {}
+    for config, size in (
+        (minigpt.Config(), 4),
+        (minigpt.Config(context=256), 2),
+        (minigpt.Config(context=256, width=144, layers=4, mlp_width=576), 4),
+    ):
+        batches = data.batches(rows, config.context, size, eot=tok.eot_token)
+        model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
+        tx = train.optimizer(train.schedule(2e-3, 1000))
+        step = stepper(model, next(batches), train.next_token_loss, tx, nnx.Param)
+        timed(step, 20)
+        per_step = statistics.median(timed(step, 20) / 20 for _ in range(args.rounds))
+        many = 3000
+        begun = time.perf_counter()
+        for _ in range(many):
+            next(batches)
+        pipeline = many * size * config.context / (time.perf_counter() - begun)
+        training = size * config.context / per_step
+        name = f"{config.width}x{config.layers} context {config.context} batch {size}"
+        course[name] = {
+            "tokens_per_s": round(training),
+            "pipeline_tokens_per_s": round(pipeline),
+            "pipeline_over_training": round(pipeline / training, 1),
+        }
+        report(benchmark="course_shape", shape=name, dtype="float32", **course[name])
+
+    for context in (128, 256):
+        for pack in (data.pad_rows, data.concat_then_split, data.best_fit):
+            packed = pack(rows, context, eot=tok.eot_token)
+            report(
+                benchmark="packing",
+                packing=pack.__name__,
+                context=context,
+                wasted=round(packed.wasted, 5),
+                dropped=round(packed.dropped, 5),
+            )
+    report(
+        benchmark="summary",
+        tutorial_tokens_per_s=round(speed["tutorial"]),
+        ours_tokens_per_s=round(speed["ours"]),
+        ratio=round(speed["ours"] / speed["tutorial"], 3),
+        course=course,
+    )
+
+
+if __name__ == "__main__":
+    main()
