@@ -144,6 +144,7 @@ def test_a_foreign_utils_already_imported_is_named(tmp_path, repository):
 
 def test_every_chapter_holds_the_same_cell():
     for stem in pairs.chapters(ROOT):
+        assert stem.with_suffix(".ipynb").exists(), f"{stem.name}: run `make sync`"
         for nb in (
             pairs.read_md(stem.with_suffix(".md")),
             pairs.read_ipynb(stem.with_suffix(".ipynb")),

@@ -91,6 +91,7 @@ def kernel(request, tmp_path_factory, wheels):
             "UV_NO_INDEX": "1",
             "UV_OFFLINE": "1",
             "UV_FIND_LINKS": str(wheels),
+            "UV_CACHE_DIR": str(tmp_path / "uv-cache"),  # in its own, uv would find the real jax
         }
         if request.param == "pip":
             env["PATH"] = os.defpath

@@ -33,6 +33,7 @@ def run(folder, *flags, uv=True, python=sys.executable):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHONPATH"))}
     wheels = str(folder / "wheels")
     env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "PIP_CONFIG_FILE": os.devnull}
+    env["UV_CACHE_DIR"] = str(folder / "uv-cache")
     env |= {"UV_NO_CONFIG": "1", "UV_NO_INDEX": "1", "UV_OFFLINE": "1", "UV_FIND_LINKS": wheels}
     if not uv:
         env["PATH"] = os.defpath
