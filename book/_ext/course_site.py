@@ -42,6 +42,9 @@ def mend_body(html: str) -> str:
     box = '<div class="table-box" role="region" aria-label="Table" tabindex="0">'
     html = html.replace('<div class="pst-scrollable-table-container">', box)  # the theme's own box has no name
     html = re.sub(r'(?<!tabindex="0">)(<table\b.*?</table>)', box + r"\1</div>", html, flags=re.S)
+    # docutils calls the bibliography a list without giving it list items; each entry is named by its own label.
+    html = html.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    html = re.sub(r'(<div class="citation"[^>]*?) role="doc-biblioentry"', r"\1", html)
     # The theme prepares live code on a foreign server, also where it is switched off.
     html = re.sub(
         r'<script type="text/x-thebe-config">.*?</script>\s*<script>kernelName.*?</script>',

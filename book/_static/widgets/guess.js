@@ -24,9 +24,16 @@
       from: (share) => g(low + share * (high - low)),
       ticks(count) {
         if (log) {
-          const powers = [];
-          for (let p = Math.ceil(Math.log10(spec.min) - 1e-9); p <= Math.log10(spec.max) + 1e-9; p += 1) powers.push(10 ** p);
-          if (powers.length >= 2) return powers;
+          // Powers of ten; with few of them in range, 1, 2 and 5 times each.
+          const wide = Math.log10(spec.max / spec.min) >= 2.5;
+          const found = [];
+          for (let p = Math.floor(Math.log10(spec.min)); p <= Math.log10(spec.max); p += 1) {
+            for (const m of wide ? [1] : [1, 2, 5]) {
+              const t = m * 10 ** p;
+              if (t >= spec.min * (1 - 1e-9) && t <= spec.max * (1 + 1e-9)) found.push(t);
+            }
+          }
+          return found;
         }
         const raw = (spec.max - spec.min) / count;
         const unit = 10 ** Math.floor(Math.log10(raw));
@@ -136,9 +143,12 @@
       box = {left: 58, right: width - 16, top: 14, bottom: height - 44};
       const svg = element('svg', {width, height, viewBox: `0 0 ${width} ${height}`, class: 'guess-svg',
         role: 'group', 'aria-label': `${Y.label} against ${X.label}`});
+      let free = -Infinity; // labels that would touch the one before are left out
       for (const t of X.ticks(width < 420 ? 4 : 6)) {
         svg.append(element('line', {class: 'guess-grid', x1: px(X.to(t)), x2: px(X.to(t)), y1: box.top, y2: box.bottom}),
-          element('text', {class: 'guess-tick', x: px(X.to(t)), y: box.bottom + 18, 'text-anchor': 'middle', text: format(t)}));
+          element('text', {class: 'guess-tick', x: px(X.to(t)), y: box.bottom + 18, 'text-anchor': 'middle',
+            text: px(X.to(t)) < free ? '' : format(t)}));
+        if (px(X.to(t)) >= free) free = px(X.to(t)) + 30 + 4 * format(t).length;
       }
       for (const t of Y.ticks(5)) {
         svg.append(element('line', {class: 'guess-grid', x1: box.left, x2: box.right, y1: py(Y.to(t)), y2: py(Y.to(t))}),
