@@ -235,9 +235,8 @@ def _website(repository: str) -> str:
 def _take_out_answers(new: Path, own: Settings) -> None:
     for page in sorted((new / "chapters").glob("*.md")):
         page.write_text(without_solutions(page.read_text(encoding="utf-8")), encoding="utf-8")
-        if page.with_suffix(".ipynb").exists():
-            # The notebook takes the page's text; outputs stay, since no code changed.
-            sync.sync_pair(page.with_suffix(""), own, take="md")
+        # The notebook takes the page's text; outputs stay, since no code changed.
+        sync.sync_pair(page.with_suffix(""), own, take="md")
 
 
 def _take_out_instructor(new: Path) -> None:
