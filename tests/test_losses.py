@@ -1,0 +1,67 @@
+"""The chunked loss is the plain loss: same value, same gradients, no array of logits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from utils import lora, losses, minigpt, train
+
+CONFIG = minigpt.Config(vocab_size=300, context=16, width=32, layers=2, heads=2, mlp_width=64)
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.integers(0, 300, (4, 16)), jnp.int32) for name in ("inputs", "targets")}
+
+
+def chunked(wrt, chunk):
+    def loss(model, batch, key):
+        hidden, _ = model.hidden(batch["inputs"])
+        return losses.chunked_cross_entropy(model.embed_tokens, hidden, batch["targets"], wrt=wrt, chunk=chunk)
+
+    return loss
+
+
+def adapted():
+    model = minigpt.MiniGPT(CONFIG, rngs=nnx.Rngs(0))
+    lora.inject(model, rank=4, alpha=8, targets=("q_proj", "lm_head"), rngs=nnx.Rngs(1))
+    for i, a in enumerate(lora.adapters(model).values()):
+        a.lora_B[...] = 0.1 * jax.random.normal(jax.random.key(i), a.lora_B.shape)
+    return model
+
+
+def value_and_grad(model, loss, wrt):
+    graph, learnt, rest = nnx.split(model, wrt, ...)
+    return jax.jit(jax.value_and_grad(lambda p: loss(nnx.merge(graph, p, rest), batch(), None)))(learnt)
+
+
+@pytest.mark.parametrize("chunk", [8, 64])
+@pytest.mark.parametrize("case", ["all parameters, tied table", "adapter alone"])
+def test_equals_the_plain_loss_and_its_gradients(case, chunk):
+    if case == "adapter alone":
+        model, wrt = adapted(), nnx.LoRAParam
+    else:
+        model, wrt = minigpt.MiniGPT(CONFIG, rngs=nnx.Rngs(0)), nnx.Param
+    expected, expected_grads = value_and_grad(model, train.next_token_loss, wrt)
+    found, grads = value_and_grad(model, chunked(wrt, chunk), wrt)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True)
+    for ours, plain in pairs:
+        np.testing.assert_allclose(ours, plain, rtol=2e-4, atol=1e-7)
+    assert any(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))
+
+
+def test_no_array_of_all_logits():
+    """With 64 tokens and 300 words the logits would have 19,200 entries: no such array is in the program."""
+    model = adapted()
+    graph, learnt, rest = nnx.split(model, nnx.LoRAParam, ...)
+
+    def program(loss):
+        step = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p, rest), batch(), None))
+        return jax.jit(step).lower(learnt).as_text()
+
+    sizes = ("4x16x300x", "64x300x")
+    assert any(size in program(train.next_token_loss) for size in sizes)
+    assert not any(size in program(chunked(nnx.LoRAParam, 8)) for size in sizes)
