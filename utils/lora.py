@@ -69,15 +69,17 @@ class Adapter(nnx.Module):
         depth = stack or 1
         ranks, alphas = _per_layer(rank, depth, "rank"), _per_layer(alpha, depth, "alpha")
         for r in ranks:
-            if not (isinstance(r, int) and 1 <= r <= min(inside, outside)):
+            if isinstance(r, bool) or not (isinstance(r, int) and 1 <= r <= min(inside, outside)):
                 raise CourseError(
                     f"rank: expected 1 to {min(inside, outside)} for a layer of {inside} x {outside}, found {r}"
                 )
+        if not all(isinstance(a, int | float) and math.isfinite(a) for a in alphas):
+            raise CourseError(f"alpha: expected finite numbers, found {alphas}")
         if not 0 <= dropout < 1:
             raise CourseError(f"dropout: expected a rate from 0 to below 1, found {dropout}")
-        chosen = range(depth) if layers is None else layers
+        chosen = list(range(depth) if layers is None else layers)
         if any(not 0 <= i < depth for i in chosen):
-            raise CourseError(f"layers: expected numbers from 0 to {depth - 1}, found {list(chosen)}")
+            raise CourseError(f"layers: expected numbers from 0 to {depth - 1}, found {chosen}")
         self.base, self.features, self.dropout = base, (inside, outside), dropout
         # Static, not variables: a model compiles without the path that it does not use.
         self.active, self.merged = True, False
@@ -166,7 +168,8 @@ class LoRATiedHead(Adapter):
 
 
 def _per_layer(value, depth: int, name: str) -> list:
-    values = list(value) if isinstance(value, Sequence | np.ndarray) else [value] * depth
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value  # NumPy's numbers as Python's
+    values = list(value) if isinstance(value, Sequence) else [value] * depth
     if len(values) != depth:
         raise CourseError(f"{name}: expected one number, or one for each of {depth} layers, found {len(values)}")
     return values
@@ -193,7 +196,10 @@ def adapters(model: nnx.Module) -> dict[str, Adapter]:
 def matches(path: str, targets: str | Sequence[str]) -> bool:
     """PEFT's rule: names match the end of a path, part by part; a single string is a regular expression for all of it."""
     if isinstance(targets, str):
-        return re.fullmatch(targets, path) is not None
+        try:
+            return re.fullmatch(targets, path) is not None
+        except re.error as error:
+            raise CourseError(f"targets: {targets!r} is not a regular expression ({error})") from None
     return any(path == target or path.endswith(f".{target}") for target in targets)
 
 
@@ -223,6 +229,8 @@ def inject(
     tied = {p: (parent, n, m) for p, parent, n, m in everything if isinstance(m, nnx.Embed) and n == "embed_tokens"}
     is_tied = bool(tied) and not any(path.split(".")[-1] == "lm_head" for path in candidates)
     patterns = [targets] if isinstance(targets, str) else list(targets)
+    if not patterns:
+        raise CourseError("targets: expected at least one name, found none: nothing would be adapted")
     chosen: dict[str, tuple] = {}
     for pattern in patterns:
         rule = pattern if isinstance(targets, str) else [pattern]
@@ -368,10 +376,12 @@ def swap(model: nnx.Module, state: dict[str, dict[str, np.ndarray]]) -> dict[str
         where = "the model only" if difference[0] in found else "the adapter only"
         raise CourseError(f"swap: {difference[0]} is in {where}: was this adapter made with other targets?")
     for path, a in found.items():
-        for name, axis in (("lora_A", -1), ("lora_B", -2)):
-            old, new = getattr(a, name).shape, state[path][name].shape
-            if len(old) != len(new) or old[axis] != new[axis] or old[:-2] != new[:-2]:
-                raise CourseError(f"{path}.{name}: expected {old} (at any rank), found {new}: made for another base?")
+        rank = state[path]["lora_A"].shape[-2]
+        (*stack, _, inside), (*_, outside, _) = a.lora_A.shape, a.lora_B.shape
+        shapes = {"lora_A": (*stack, rank, inside), "lora_B": (*stack, outside, rank), "scale": (*stack,)}
+        for name, expected in shapes.items():
+            if (new := state[path][name].shape) != expected:
+                raise CourseError(f"{path}.{name}: expected {expected}, found {new}: made for another base?")
     before = adapter(model)
     for path, a in found.items():
         a.lora_A = nnx.LoRAParam(jnp.asarray(state[path]["lora_A"]))
@@ -385,10 +395,20 @@ def combine(*weighted: tuple[dict[str, dict[str, np.ndarray]], float]) -> dict[s
 
     sum_i w_i s_i B_i A_i is one product: the A_i stacked on top of each other, the w_i s_i B_i side by side.
     """
+    if not weighted:
+        raise CourseError("combine: expected at least one pair (adapter, weight), found none")
     first = weighted[0][0]
     for state, _ in weighted:
         if state.keys() != first.keys():
             raise CourseError("combine: expected adapters with the same targets, found different ones")
+        for path in first:
+            found, expected = (
+                (s[path]["lora_A"].shape[-1], s[path]["lora_B"].shape[-2], s[path]["scale"].shape) for s in (state, first)
+            )
+            if found != expected:
+                raise CourseError(
+                    f"combine: {path}: expected adapters of one base (in, out, layers {expected}), found {found}"
+                )
     return {
         path: {
             "lora_A": np.concatenate([s[path]["lora_A"] for s, _ in weighted], axis=-2),
@@ -420,6 +440,11 @@ class Counts:
     @property
     def optimizer_bytes(self) -> int:
         return 8 * self.adapter
+
+    @property
+    def flops_per_token(self) -> int:
+        """What the unmerged adapter adds to one token's forward pass: a multiply-add for each of its numbers."""
+        return 2 * self.adapter
 
 
 def count(model: nnx.Module) -> Counts:

@@ -70,6 +70,11 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
     directory = Path(directory)
     if directory.exists() and not overwrite:
         raise CourseError(f"{directory}: exists already: name another folder, or say overwrite=True to replace it")
+    if directory.exists():
+        # What is replaced disappears: let that be an adapter, and not somebody's folder of other things.
+        names = {p.name for p in directory.iterdir()} if directory.is_dir() else {directory.name}
+        if others := sorted(names - {WEIGHTS, CONFIG}):
+            raise CourseError(f"{directory}: expected an adapter's folder to replace, found {others[0]}: name another")
     found = lora.adapters(model)
     tensors, ranks, alphas = {}, {}, {}
     for path, a in found.items():
@@ -113,6 +118,7 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
         temporary.mkdir(parents=True)
         metadata = {"format": "pt", "base_fingerprint": fingerprint(model)}
         save_file(tensors, temporary / WEIGHTS, metadata=metadata)
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner may read
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if directory.exists():  # a rename cannot replace a folder that is not empty
             old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
@@ -138,12 +144,16 @@ def read_adapter(directory: str | Path) -> tuple[dict, dict[str, np.ndarray], di
             metadata = file.metadata() or {}
     except FileNotFoundError:
         raise CourseError(f"{directory}: expected {CONFIG} and {WEIGHTS}, found one or both missing") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise CourseError(f"{directory / CONFIG}: not JSON ({error}): copy the folder again") from None
     except (SafetensorError, OSError) as error:
         raise CourseError(f"{directory / WEIGHTS}: damaged or cut short ({error}): copy the folder again") from None
-    if config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
         raise CourseError(f"{directory / CONFIG}: expected peft_type LORA and a rank r, found another kind of adapter")
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise CourseError(f"{directory / CONFIG}: expected a number lora_alpha, found {config.get('lora_alpha')!r}")
+    if not tensors:
+        raise CourseError(f"{directory / WEIGHTS}: holds no tensor: was the adapter saved before it was whole?")
     for name in ("use_dora", "modules_to_save"):
         if config.get(name):
             raise CourseError(
@@ -197,10 +207,10 @@ def load_adapter(model: nnx.Module, directory: str | Path, *, check_base: bool =
                 if not (np.isfinite(A).all() and np.isfinite(B).all()):
                     raise CourseError(f"{directory}: {name}: holds NaN or infinity: its training had diverged")
                 short = name.removeprefix("base_model.model.")
-                rank = config.get("rank_pattern", {}).get(short, config["r"])
+                rank = (config.get("rank_pattern") or {}).get(short, config["r"])
                 if rank != len(A):
                     raise CourseError(f"{directory}: {name}: {CONFIG} says rank {rank}, the tensor has rank {len(A)}")
-                alpha = config.get("alpha_pattern", {}).get(short, config["lora_alpha"])
+                alpha = (config.get("alpha_pattern") or {}).get(short, config["lora_alpha"])
                 scale = alpha / (np.sqrt(rank) if config.get("use_rslora") else rank)
                 pairs.append((layer, A, B, np.float32(scale)))
         if pairs:
