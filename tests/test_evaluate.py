@@ -34,7 +34,7 @@ def by_hand(model, stories):
     for story in stories:
         row = [tok.eot_token, *tok.encode_ordinary(story), tok.eot_token]
         assert len(row) - 1 <= context
-        logits = np.asarray(model(np.array([row[:-1]])), np.float64)[0]
+        logits = np.asarray(tiny.forward(model, np.array([row[:-1]])), np.float64)[0]
         logp = (
             logits
             - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))

@@ -19,7 +19,7 @@ def alone(model, prompt: str, new: int) -> str:
     for _ in range(new):
         padded = np.full((1, model.config.context), tok.eot_token, np.int32)
         padded[0, : len(row)] = row
-        row.append(int(jnp.argmax(model(padded)[0, len(row) - 1])))
+        row.append(int(jnp.argmax(tiny.forward(model, padded)[0, len(row) - 1])))
         if row[-1] == tok.eot_token:
             row.pop()
             break
@@ -38,12 +38,12 @@ def run(model, prompts=PROMPTS, **options):
 def test_the_cache_gives_the_logits_of_a_whole_pass(model):
     tokens = np.random.default_rng(0).integers(0, 400, (3, 20)).astype(np.int32)
     positions = np.broadcast_to(np.arange(20), tokens.shape)
-    logits, cache = model(tokens[:, :11], positions[:, :11], model.new_cache(3, 32))
+    logits, cache = tiny.forward(model, tokens[:, :11], positions[:, :11], model.new_cache(3, 32))
     parts = [logits]
     for t in range(11, 20):
-        logits, cache = model(tokens[:, t : t + 1], positions[:, t : t + 1], cache)
+        logits, cache = tiny.forward(model, tokens[:, t : t + 1], positions[:, t : t + 1], cache)
         parts.append(logits)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), model(tokens), atol=2e-4)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), tiny.forward(model, tokens), atol=2e-4)
 
 
 def test_greedy_with_the_cache_equals_greedy_without(model):

@@ -61,7 +61,7 @@ def one_line(error) -> str:
 
 def test_loss_is_the_mean_negative_log_probability_of_the_targets():
     model, batch = tiny.wild(), next(tiny.batches())
-    logits = np.asarray(model(batch["inputs"]), np.float64)
+    logits = np.asarray(tiny.forward(model, batch["inputs"]), np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     by_hand = -np.log(np.take_along_axis(p, batch["targets"][..., None], -1)).mean()
     np.testing.assert_allclose(train.next_token_loss(model, batch), by_hand, rtol=1e-5)
@@ -224,7 +224,9 @@ def poisoned_loss(model, batch, key):
 
 def infinite_gradient(model, batch, key):
     """A finite loss whose gradient is not: the slope of a square root at zero."""
-    root = jnp.sqrt(0 * model.norm.scale[...].sum() + jnp.where(jnp.isnan(batch["poison"]), 0.0, 1.0))
+    total = model.norm.scale[...].sum()
+    flag = jnp.where(jnp.isnan(batch["poison"]), 1.0, 0.0)
+    root = jnp.sqrt(flag * (total - jax.lax.stop_gradient(total)) + (1 - flag))
     return train.next_token_loss(model, batch, key) + root
 
 
@@ -259,7 +261,6 @@ def spawn(folder, *seconds) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-
 
 
 def steps_in(folder) -> list[int]:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -56,6 +57,16 @@ def wild(seed: int = 0, **changes) -> minigpt.MiniGPT:
     made.embed_tokens.embedding[...] = made.embed_tokens.embedding[...] * 15
     made.embed_positions.embedding[...] = made.embed_positions.embedding[...] * 15
     return made
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _forward(graph, state, *inputs):
+    return nnx.merge(graph, state)(*inputs)
+
+
+def forward(made, *inputs):
+    """`made(*inputs)`, compiled once per shape: called as it is, a model compiles its scan anew each time."""
+    return _forward(*nnx.split(made), *inputs)
 
 
 def batches(seed: int = 0):

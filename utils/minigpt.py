@@ -251,7 +251,9 @@ def load(directory: str | Path | None = None, *, dtype=jnp.float32) -> MiniGPT:
         config = Config(**json.loads((directory / "config.json").read_text()))
         arrays = load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        raise CourseError(f"{error.filename}: not found: is {directory} a folder that minigpt.save wrote?") from None
+        raise CourseError(
+            f"{error.filename or directory / 'model.safetensors'}: not found: is {directory} a folder that minigpt.save wrote?"
+        ) from None
     except CourseError as error:  # a size that no MiniGPT has
         raise CourseError(f"{directory / 'config.json'}: {error}") from None
     except (ValueError, TypeError) as error:
