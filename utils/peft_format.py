@@ -169,6 +169,9 @@ def load_adapter(model: nnx.Module, directory: str | Path, *, check_base: bool =
     targets than those the model already has, or another base (`check_base=False` for one you know to be equivalent).
     """
     config, tensors, metadata = read_adapter(directory)
+    for path, _, _, module in lora.modules(model):  # first: a merged model is another base in its numbers, too
+        if isinstance(module, lora.Adapter) and module.merged:
+            raise CourseError(f"{path}: an adapter is merged into the base: call lora.unmerge(model) first")
     wanted = metadata.get("base_fingerprint")
     if check_base and wanted is not None and wanted != fingerprint(model):
         raise CourseError(
@@ -179,8 +182,6 @@ def load_adapter(model: nnx.Module, directory: str | Path, *, check_base: bool =
     layers = {}  # path of a possible adapter -> (features, stack, tied)
     for path, _, name, module in lora.modules(model):
         if isinstance(module, lora.Adapter):
-            if module.merged:
-                raise CourseError(f"{path}: an adapter is merged into the base: call lora.unmerge(model) first")
             layers[path] = (module.features, module.stack, isinstance(module, lora.LoRATiedHead))
         elif fresh and isinstance(module, nnx.Linear):
             kernel = module.kernel.shape

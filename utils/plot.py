@@ -89,3 +89,15 @@ def guess_data(name: str, x: Sequence[float], y: Sequence[float], label: str = "
     text = json.dumps(points).replace("<", "\\u003c")  # no "</script>" can end the element early
     display(HTML(f'<script type="application/json" data-guess="{name}">{text}</script>'))
     print(f'recorded curve for the guess "{name}": {keep.size} points')
+
+
+def widget_data(widget: str, name: str, content: dict) -> None:
+    """Hand recorded numbers to a widget of the site, by its kind and its `data-name`: one line in a notebook."""
+    from IPython.display import HTML, display  # only a notebook needs it
+
+    for word in (widget, name):
+        if not word or not all(c.isascii() and (c.isalnum() or c == "-") for c in word):
+            raise CourseError(f"widget_data: expected names of letters, digits and hyphens, found {word!r}")
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    display(HTML(f'<script type="application/json" data-{widget}="{name}">{text}</script>'))
+    print(f'recorded numbers for the widget {widget} "{name}": {len(text):,} bytes')
