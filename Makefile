@@ -18,7 +18,7 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute alone sync student check format test-browser mirror linkcheck constraints clean
+.PHONY: help install book test lab serve execute alone sync student assignments check format test-browser mirror linkcheck constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ sync: install  ## bring each .md and its .ipynb together, stamp the repository's
 
 student: install  ## the edition without answers, into _build/student (STUDENT=DIR)
 	@$(BIN)/python tools/student.py $(STUDENT)
+
+assignments: install  ## the graded assignments for nbgrader, into _build/assignments (REPOSITORY=the student edition's address)
+	@$(BIN)/python tools/assignments.py $(if $(REPOSITORY),--repository "$(REPOSITORY)")
 
 check: install  ## everything quick, under a minute - style, pairs, recorded outputs, links
 	@$(BIN)/python tools/check.py

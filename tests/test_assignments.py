@@ -1,0 +1,274 @@
+"""The graded assignments, as nbgrader sees them: what is released, and how many points an answer gets.
+
+Three submissions of each go through nbgrader itself, `nbgrader autograde` and all: perfect, empty, and one with a mistake
+in several parts. Every other known mistake is run in this process, cell by cell, which is the same but for the kernel.
+"""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tests.assignment_answers import WRONG
+from tools import assignments, pairs, student
+
+ROOT = pairs.ROOT
+STUDENT_EDITION = replace(pairs.settings(ROOT), repository="https://example.org/school/course", revision="main")
+NAMES = [path.stem for path in assignments.sources(ROOT)]
+# One mistake in several parts; the first of each list in tests/assignment_answers.py but for the numbers given.
+MIXED = {
+    "assignment_1": {"best_pair": 2, "masked_loss": 0, "attention": 0, "make_step": 0},
+    "assignment_2": {"rank_for": 0, "gradients": 1, "swapped": 1, "adapt": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """A course folder as `make assignments` makes it. nbgrader's settings set the environment: it is put back."""
+    before = dict(os.environ)
+    folder = tmp_path_factory.mktemp("nbgrader") / "course"
+    os.environ["JUPYTER_CONFIG_DIR"] = str(folder.parent / "config")  # not the user's own nbgrader settings
+    made = assignments.build(ROOT, folder, STUDENT_EDITION)
+    assert list(made) == NAMES
+    yield folder
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def source(name: str) -> nbformat.NotebookNode:
+    path = ROOT / assignments.HOME / f"{name}.md"
+    return assignments.read(path, STUDENT_EDITION)
+
+
+def released(course: Path, name: str) -> nbformat.NotebookNode:
+    return nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4)
+
+
+def solved(cell_source: str) -> str:
+    return re.sub(r"(?m)^ *### (BEGIN|END) SOLUTION\n?", "", cell_source)
+
+
+def answers(name: str) -> dict[str, str]:
+    """The right answers by grade_id."""
+    cells = [cell for cell in source(name).cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    return {cell.metadata.nbgrader.grade_id: solved(cell.source) for cell in cells}
+
+
+def submit(course: Path, name: str, who: str, given: dict[str, str]) -> None:
+    """Hand in what was released, with some of the solution cells filled in."""
+    notebook = released(course, name)
+    for cell in notebook.cells:
+        cell.source = given.get(cell.metadata.get("nbgrader", {}).get("grade_id"), cell.source)
+    place = course / "submitted" / who / name / f"{name}.ipynb"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, place)
+
+
+# ------------------------------------------------------------------------------------------------------- the release
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twenty_points_and_no_answer_in_the_release(course, name):
+    notebook = released(course, name)
+    assert sum(assignments.points(source(name)).values()) == sum(assignments.points(notebook).values()) == 20
+    text = nbformat.writes(notebook)
+    assert "BEGIN SOLUTION" not in text and "BEGIN HIDDEN" not in text
+    code = "\n".join(cell.source for cell in notebook.cells)
+    left = [line for line in assignments.secret_lines(ROOT) if line in code]
+    assert not left, left
+    assert STUDENT_EDITION.repository in code and pairs.settings(ROOT).repository + '"' not in code
+    stubs = [cell for cell in notebook.cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    assert stubs and all("raise NotImplementedError()" in cell.source for cell in stubs)
+
+
+def test_the_student_edition_holds_no_assignment():
+    """Neither the sources, nor the tests with their wrong answers, nor a line of either anywhere else."""
+    kept = list(student.course_files(ROOT))
+    assert not [path for path in kept if "instructor" in path.parts or "assignment_" in path.name]
+    secrets = assignments.secret_lines(ROOT)
+    public = "".join(
+        p.read_text() for folder in ("chapters", "utils", "benchmarks") for p in (ROOT / folder).rglob("*.[mp][dy]")
+    )
+    for path in kept:
+        if path.suffix in (".md", ".py", ".ipynb", ".txt", ".yml"):
+            text = (ROOT / path).read_text()
+            found = [line for line in secrets if line in text and line not in public]
+            assert len(found) < 3, (path, found)  # one line or two may be the same by chance
+
+
+# --------------------------------------------------------------------------------------------------- nbgrader's points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_perfect_empty_and_wrong_submissions(course, name):
+    right = answers(name)
+    submit(course, name, "perfect", right)
+    submit(course, name, "empty", {})
+    wrong, lost = dict(right), {}
+    for part, number in MIXED[name].items():
+        _, wrong[part], costs = WRONG[name][part][number]
+        lost |= costs
+    submit(course, name, "wrong", wrong)
+
+    begun = time.monotonic()
+    perfect = assignments.grade(course, name, "perfect")
+    seconds = time.monotonic() - begun
+    assert (perfect.score, perfect.possible) == (20, 20), perfect.cells
+    print(f"{name}: graded in {seconds:.1f} s")
+
+    empty = assignments.grade(course, name, "empty")
+    assert (empty.score, empty.possible) == (0, 20), empty.cells
+    found = assignments.grade(course, name, "wrong")
+    assert {cell: most - got for cell, (got, most) in found.cells.items() if got < most} == lost
+    assert found.score == 20 - sum(lost.values())
+
+
+@pytest.mark.slow
+def test_what_a_learner_cannot_do_to_the_points(course):
+    """Tests that were edited are put back; a cell that raises costs its own part only."""
+    name = "assignment_1"
+    given = answers(name)
+    tests = [
+        c.metadata.nbgrader.grade_id for c in released(course, name).cells if "points" in c.metadata.get("nbgrader", {})
+    ]
+    given |= dict.fromkeys(tests, "assert True")
+    given["best_pair"] = "import no_such_module\n\ndef best_pair(words):\n    return (('a', 'b'), 0)"
+    submit(course, name, "clever", given)
+    found = assignments.grade(course, name, "clever")
+    assert {cell for cell, (got, most) in found.cells.items() if got < most} == {
+        "best_pair_weighted", "best_pair_repeated", "best_pair_ties"}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- every mistake, in this process
+
+
+def score(name: str, given: dict[str, str], only: str | None = None) -> dict[str, float]:
+    """Points lost by test cell. `only` runs the cells of one part: its solution cell and the tests after it."""
+    namespace, lost, part = {"__name__": "__main__"}, {}, None
+    with contextlib.redirect_stdout(io.StringIO()):
+        for cell in source(name).cells:
+            about = cell.metadata.get("nbgrader", {})
+            if cell.cell_type != "code" or not about:
+                continue  # the bootstrap cell: the package is here already
+            if about.get("solution"):
+                part = about["grade_id"]
+            if only is not None and part not in (None, only):
+                continue
+            try:
+                exec(compile(given.get(about["grade_id"], cell.source), about["grade_id"], "exec"), namespace)
+            except Exception as error:
+                assert about.get("grade"), f"{about['grade_id']}: {error!r}"
+                lost[about["grade_id"]] = about["points"]
+    return lost
+
+
+MISTAKES = [(name, part, *one) for name, parts in WRONG.items() for part, those in parts.items() for one in those]
+
+
+@pytest.mark.parametrize("name, part, what, code, costs", MISTAKES, ids=[f"{m[1]}: {m[2]}" for m in MISTAKES])
+def test_each_mistake_costs_its_points(name, part, what, code, costs):
+    assert score(name, answers(name) | {part: code}, only=part) == costs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_right_answers_cost_nothing(name):
+    assert score(name, answers(name)) == {}
+    assert set(WRONG[name]) == set(answers(name))
+
+
+# ------------------------------------------------------------------------------------------------------------ the tool
+
+
+PAGE = """---
+kernelspec: {display_name: Python 3, name: python3}
+---
+
+```{code-cell} ipython3
+:nbgrader: {schema_version: 3, grade_id: f, grade: false, solution: true, locked: false, task: false}
+def f():
+    ### BEGIN SOLUTION
+    return 1
+    ### END SOLUTION
+```
+
+```{code-cell} ipython3
+:nbgrader: {schema_version: 3, grade_id: f_test, grade: true, solution: false, locked: true, task: false, points: 1}
+assert f() == 1
+```
+"""
+FAULTS = {
+    "a solution that is not marked": ("    ### BEGIN SOLUTION\n", "", "without them the answer is released"),
+    "an id twice": ("grade_id: f_test", "grade_id: f", "stands on 2 cells"),
+    "no points": (", points: 1", "", "expected points above 0"),
+    "hidden tests that are not closed": ("assert", "### BEGIN HIDDEN TESTS\nassert", "in pairs"),
+    "a solution in a cell of tests": ("assert", "### BEGIN SOLUTION\nassert", "it would be released"),
+    "an old schema": ("schema_version: 3", "schema_version: 1", "expected schema_version 3"),
+    "no metadata": (":nbgrader: {schema_version: 3, grade_id: f, ", ":other: {", "without nbgrader's metadata"),
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    root = tmp_path / "root"
+    (root / assignments.HOME).mkdir(parents=True)
+    (root / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (root / assignments.HOME / "assignment_1.md").write_text(PAGE)
+    return root
+
+
+@pytest.mark.parametrize("old, new, expected", FAULTS.values(), ids=FAULTS.keys())
+def test_faults_are_named_and_nothing_is_written(small, tmp_path, capsys, old, new, expected):
+    path = small / assignments.HOME / "assignment_1.md"
+    assert old in PAGE
+    path.write_text(PAGE.replace(old, new))
+    assert assignments.main([str(tmp_path / "out"), "--root", str(small)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("assignments: assignment_1.md: ") and expected in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_refusals(small, tmp_path, capsys):
+    """A folder of somebody else's, this repository's own address, and a student edition."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    own = pairs.settings(ROOT).repository
+    cases = [
+        ([str(folder), "--root", str(small)], "was not made by this tool"),
+        ([str(tmp_path / "out"), "--root", str(small), "--repository", own], "holds the solutions"),
+        ([str(tmp_path / "out"), "--root", str(tmp_path)], "pyproject.toml"),
+    ]
+    for arguments, expected in cases:
+        assert assignments.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("assignments: ") and expected in said and said.count("\n") == 1
+    (small / assignments.HOME / "assignment_1.md").unlink()
+    assert assignments.main([str(tmp_path / "out"), "--root", str(small)]) == 2
+    assert "a student edition has none" in capsys.readouterr().err
+    assert [p.name for p in folder.iterdir()] == ["thesis.txt"] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_instructors_page(course):
+    """Those that the page on grading names, as they are written there, inside the course folder."""
+    page = (ROOT / "book" / "instructor" / "grading.md").read_text()
+    block = re.search(r"<!-- tested -->\n\n```bash\n(.*?)```", page, flags=re.S)[1]
+    submit(course, "assignment_2", "ada", {})
+    commands = [line for line in block.splitlines() if line.startswith("nbgrader")]
+    assert len(commands) >= 3
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=course, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+    rows = (course / "grades.csv").read_text().splitlines()
+    assert len(rows) > 1 and "max_score" in rows[0]
+    assert list((course / "feedback" / "ada").rglob("*.html"))
