@@ -81,9 +81,7 @@ def tutorial(batch):
 
 
 def ours(batch, chunk: int):
-    config = minigpt.Config(
-        vocab_size=VOCAB, context=CONTEXT, width=WIDTH, layers=BLOCKS, heads=HEADS, mlp_width=WIDTH
-    )
+    config = minigpt.Config(vocab_size=VOCAB, context=CONTEXT, width=WIDTH, layers=BLOCKS, heads=HEADS, mlp_width=WIDTH)
     model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
     targets = ("up_proj", "down_proj", "lm_head")
     lora.inject(model, rank=RANK, alpha=RANK, targets=targets, rngs=nnx.Rngs(1))

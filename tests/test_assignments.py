@@ -20,6 +20,8 @@ import pytest
 from tests.assignment_answers import WRONG
 from tools import assignments, pairs, student
 
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # nbgrader's own
+
 ROOT = pairs.ROOT
 STUDENT_EDITION = replace(pairs.settings(ROOT), repository="https://example.org/school/course", revision="main")
 NAMES = [path.stem for path in assignments.sources(ROOT)]

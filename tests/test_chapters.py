@@ -28,19 +28,13 @@ def test_has_all_its_parts(path):
 def test_runs_from_top_to_bottom(path):
     report = exercises.run_page(path)
     failed = [cell for cell in report.cells if cell["error"]]
-    assert not failed, (
-        f"{path.name}, cell {failed[0]['number']}:\n{failed[0]['source']}\n\n{failed[0]['error']}"
-    )
+    assert not failed, f"{path.name}, cell {failed[0]['number']}:\n{failed[0]['source']}\n\n{failed[0]['error']}"
     assert report.end == "complete", f"{path.name}: {report.end}"
     assert len(report.cells) == len(exercises.read_page(path).code)
 
 
 def test_figures_have_alt_text(path):
-    bare = [
-        cell
-        for cell in exercises.run_page(path).cells
-        if cell["figures"] and not (cell["alt"] or "").strip()
-    ]
+    bare = [cell for cell in exercises.run_page(path).cells if cell["figures"] and not (cell["alt"] or "").strip()]
     assert not bare, f"{path.name}: these cells draw and have no alt text:\n" + "\n".join(
         cell["source"].splitlines()[0] for cell in bare
     )
@@ -49,7 +43,6 @@ def test_figures_have_alt_text(path):
 def test_is_quick_in_profile_smoke(path):
     report = exercises.run_page(path)
     slow = sorted(report.cells, key=lambda cell: -cell["seconds"])[:3]
-    assert report.seconds < SECONDS, (
-        f"{path.name} took {report.seconds:.0f} s; slowest: "
-        + "; ".join(f"{cell['seconds']:.1f} s {cell['source'].splitlines()[0]!r}" for cell in slow)
+    assert report.seconds < SECONDS, f"{path.name} took {report.seconds:.0f} s; slowest: " + "; ".join(
+        f"{cell['seconds']:.1f} s {cell['source'].splitlines()[0]!r}" for cell in slow
     )

@@ -66,8 +66,7 @@ def test_a_stub_is_not_attempted(source, capsys):
     result = check("98.1", define(source))
     assert (result.status, result.mistake) == ("not attempted", None)
     assert capsys.readouterr().out == (
-        "Exercise 98.1. Not attempted yet. "
-        "Replace each ... with your answer, then run the cell again.\n"
+        "Exercise 98.1. Not attempted yet. Replace each ... with your answer, then run the cell again.\n"
     )
 
 
@@ -118,9 +117,7 @@ class Hostile:
     def _no(self, *args, **kwargs):
         raise RuntimeError("two\nlines")
 
-    __call__ = __array__ = __len__ = __iter__ = __eq__ = __bool__ = __repr__ = __str__ = (
-        __float__
-    ) = _no
+    __call__ = __array__ = __len__ = __iter__ = __eq__ = __bool__ = __repr__ = __str__ = __float__ = _no
     __getitem__ = __hash__ = _no
 
 
@@ -184,11 +181,7 @@ simple = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.recursive(
-        simple, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
-    )
-)
+@given(st.recursive(simple, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
 def test_never_raises_on_any_value(value):
     check("98.1", lambda a, b: value)
     check("98.2", value)
@@ -201,12 +194,7 @@ def test_a_leaked_tracer_is_a_failed_answer():
 
 
 def test_a_changed_check_line(capsys):
-    assert (
-        check("98.2").status
-        == check("98.2", 1, 2).status
-        == check("98.2", other=1).status
-        == "fail"
-    )
+    assert check("98.2").status == check("98.2", 1, 2).status == check("98.2", other=1).status == "fail"
     assert "the line that calls the check was changed" in capsys.readouterr().out.lower()
 
 

@@ -592,7 +592,10 @@ def test_damaged_folders(tmp_path):
 
     whole = weights.read_bytes()
     for cut in (0, 5, 200, len(whole) // 2, len(whole) - 1):
-        damaged("adapter_model.safetensors / damaged or cut short", lambda c, n=cut: (c / weights.name).write_bytes(whole[:n]))
+        damaged(
+            "adapter_model.safetensors / damaged or cut short",
+            lambda c, n=cut: (c / weights.name).write_bytes(whole[:n]),
+        )
     damaged("missing", lambda c: (c / weights.name).unlink())
     damaged("missing", lambda c: (c / config.name).unlink())
     damaged("adapter_config.json", lambda c: (c / config.name).write_text(config.read_text()[:-30]))

@@ -258,7 +258,11 @@ def skip(stream, n):
 
 def spawn(folder, *seconds) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.tiny", str(folder), *map(str, seconds)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),  # as in this process
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
@@ -494,13 +498,14 @@ def test_a_file_where_the_folder_should_be_is_an_error(tmp_path):
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch, uninterrupted):
-    real, calls = shutil.disk_usage, []
+    real, usage = train.Store.save, shutil.disk_usage
 
-    def nearly_full(path):
-        calls.append(path)
-        return real(path) if len(calls) < 3 else real(path)._replace(free=1000)
+    def nearly_full(store, step, *args):
+        if step == 12:
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+        real(store, step, *args)
 
-    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    monkeypatch.setattr(train.Store, "save", nearly_full)
     model = tiny.model()
     with pytest.raises(CourseError, match="continues from step 8") as error:
         tiny.fit(model, tmp_path / "run")

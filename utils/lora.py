@@ -403,7 +403,8 @@ def combine(*weighted: tuple[dict[str, dict[str, np.ndarray]], float]) -> dict[s
             raise CourseError("combine: expected adapters with the same targets, found different ones")
         for path in first:
             found, expected = (
-                (s[path]["lora_A"].shape[-1], s[path]["lora_B"].shape[-2], s[path]["scale"].shape) for s in (state, first)
+                (s[path]["lora_A"].shape[-1], s[path]["lora_B"].shape[-2], s[path]["scale"].shape)
+                for s in (state, first)
             )
             if found != expected:
                 raise CourseError(

@@ -251,9 +251,8 @@ def load(directory: str | Path | None = None, *, dtype=jnp.float32) -> MiniGPT:
         config = Config(**json.loads((directory / "config.json").read_text()))
         arrays = load_file(directory / "model.safetensors")
     except FileNotFoundError as error:
-        raise CourseError(
-            f"{error.filename or directory / 'model.safetensors'}: not found: is {directory} a folder that minigpt.save wrote?"
-        ) from None
+        missing = error.filename or directory / "model.safetensors"  # safetensors gives no filename
+        raise CourseError(f"{missing}: not found: is {directory} a folder that minigpt.save wrote?") from None
     except CourseError as error:  # a size that no MiniGPT has
         raise CourseError(f"{directory / 'config.json'}: {error}") from None
     except (ValueError, TypeError) as error:

@@ -47,20 +47,14 @@ def gpu_memory() -> float:
     except (OSError, subprocess.SubprocessError):  # a driver that does not answer is no GPU
         return 0.0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    allowed = (
-        None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
-    )
+    allowed = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
     total = 0.0
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if (
-            len(fields) != 3 or not fields[2].isdigit()
-        ):  # "[N/A]" where the memory is the host's own
+        if len(fields) != 3 or not fields[2].isdigit():  # "[N/A]" where the memory is the host's own
             continue
         index, uuid, mebibytes = fields
-        if allowed is None or any(
-            name == index or uuid.startswith(name) for name in allowed if name
-        ):
+        if allowed is None or any(name == index or uuid.startswith(name) for name in allowed if name):
             total += int(mebibytes) * 2**20
     return total
 
@@ -121,18 +115,13 @@ def choose(sizes: dict[str, dict[str, Any]]) -> SimpleNamespace:
     """
     name, reason = _current()
     if set(sizes) != set(PROFILES):
-        raise CourseError(
-            f"sizes: expected rows {', '.join(PROFILES)}, found {', '.join(sizes)}: write all four"
-        )
+        raise CourseError(f"sizes: expected rows {', '.join(PROFILES)}, found {', '.join(sizes)}: write all four")
     for other, row in sizes.items():
         if set(row) != set(sizes[name]):
             odd = ", ".join(sorted(set(row) ^ set(sizes[name])))
-            raise CourseError(
-                f"sizes: rows {name} and {other} differ in {odd}: give each row the same names"
-            )
+            raise CourseError(f"sizes: rows {name} and {other} differ in {odd}: give each row the same names")
     row = ", ".join(
-        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
-        for key, value in sizes[name].items()
+        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in sizes[name].items()
     )
     print(f"profile {name} ({reason}): {row}")
     return SimpleNamespace(**sizes[name])

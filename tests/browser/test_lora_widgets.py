@@ -163,11 +163,13 @@ def test_rank_slider(page):
     root = page.locator(".widget-rank-slider")
     slider = root.get_by_role("slider")
     slider.focus()
-    fills = "root => [...root.querySelectorAll('svg')].map((s) => [...s.children].map((c) => c.getAttribute('fill-opacity')))"
+    fills = "r => [...r.querySelectorAll('svg')].map((s) => [...s.children].map((c) => c.getAttribute('fill-opacity')))"
     for key, rank, share, loss in (("Home", 0, 0, 3.0), ("ArrowRight", 1, 80, 2.5), ("End", 2, 100, 2.0)):
         page.keyboard.press(key)
         text = root.locator(".widget-numbers").inner_text()
-        assert re.search(rf"Rank {rank}: {share}% .* the loss is {loss:.3f}; base 3\.000, fully tuned 2\.000", text), text
+        assert re.search(rf"Rank {rank}: {share}% .* the loss is {loss:.3f}; base 3\.000, fully tuned 2\.000", text), (
+            text
+        )
         kept, whole = root.evaluate(fills)
         assert (kept == whole) == (rank == 2)
     found = page.evaluate("([u, v]) => Course.rankSlider.product(u, v, 1)", [RECORDED["u"], RECORDED["v"]])

@@ -106,19 +106,13 @@ def check(exercise_id: str, *answers: Any, **named: Any) -> Result:
 
 def find(exercise_id: str) -> Callable:
     """The check registered for an exercise; `CourseError` if there is none."""
-    match = (
-        re.fullmatch(r"(\d{1,2})\.(\d{1,2})", exercise_id) if isinstance(exercise_id, str) else None
-    )
+    match = re.fullmatch(r"(\d{1,2})\.(\d{1,2})", exercise_id) if isinstance(exercise_id, str) else None
     if match is None:
-        raise CourseError(
-            f'exercise {exercise_id!r}: expected a name such as "4.1", chapter and number'
-        )
+        raise CourseError(f'exercise {exercise_id!r}: expected a name such as "4.1", chapter and number')
     known = ids(int(match[1]))
     if exercise_id not in known:
         there_are = f"it has {', '.join(known)}" if known else "that chapter has none"
-        raise CourseError(
-            f"exercise {exercise_id}: chapter {int(match[1])} has no such exercise; {there_are}"
-        )
+        raise CourseError(f"exercise {exercise_id}: chapter {int(match[1])} has no such exercise; {there_are}")
     return _registry[exercise_id]
 
 
@@ -156,9 +150,7 @@ def exercise(exercise_id: str) -> Callable[[Callable], Callable]:
             function.__module__,
             function.__name__,
         ):
-            raise CourseError(
-                f"exercise {exercise_id} has two checks, {other.__name__} and {function.__name__}"
-            )
+            raise CourseError(f"exercise {exercise_id} has two checks, {other.__name__} and {function.__name__}")
         _registry[exercise_id] = function
         return function
 
@@ -174,13 +166,7 @@ def expect(condition: Any, mistake: str, why: str, look_at: str = "") -> None:
 def attempted(*values: Any) -> None:
     """Raise `NotAttempted` if any value is still None, `...`, or a container with a `...` in it."""
     for value in values:
-        inside = (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, (tuple, list))
-            else ()
-        )
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
         if value is None or value is Ellipsis or any(item is Ellipsis for item in inside):
             raise NotAttempted
 
@@ -203,9 +189,7 @@ def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     except (Exception, SystemExit) as error:
         raise LearnerError(error) from error
     if value is None and not _has_placeholder(function):
-        raise Mistake(
-            "returns-nothing", "the function ran, and returned None", "is a return missing?"
-        )
+        raise Mistake("returns-nothing", "the function ran, and returned None", "is a return missing?")
     attempted(value)
     return value
 
@@ -235,23 +219,17 @@ def array(found: Any, what: str = "the result") -> np.ndarray:
         if value.dtype.kind not in "biufc":
             value = value.astype(np.float64)  # bfloat16 has kind "V"; objects and text fail here
     except Exception as error:
-        raise Mistake(
-            "wrong-type", f"expected numbers for {what}, found {_describe(found)}"
-        ) from error
+        raise Mistake("wrong-type", f"expected numbers for {what}, found {_describe(found)}") from error
     return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
-def expect_shape(
-    found: Any, shape: tuple[int, ...], what: str = "the result", axes: str = ""
-) -> np.ndarray:
+def expect_shape(found: Any, shape: tuple[int, ...], what: str = "the result", axes: str = "") -> np.ndarray:
     """Require a shape. `axes` names it for the reader, as in "[B, T, V]". Returns the value as a
     NumPy array."""
     value = array(found, what)
     if value.shape != tuple(shape):
         names = f" ({axes})" if axes else ""
-        raise Mistake(
-            "wrong-shape", f"expected shape {tuple(shape)}{names} for {what}, found {value.shape}"
-        )
+        raise Mistake("wrong-shape", f"expected shape {tuple(shape)}{names} for {what}, found {value.shape}")
     return value
 
 
@@ -260,9 +238,7 @@ def is_close(found: Any, expected: ArrayLike, rtol: float = 1e-4, atol: float = 
     compared."""
     try:
         value, wanted = array(found), array(expected)
-        return value.shape == wanted.shape and bool(
-            np.allclose(value, wanted, rtol=rtol, atol=atol)
-        )
+        return value.shape == wanted.shape and bool(np.allclose(value, wanted, rtol=rtol, atol=atol))
     except Exception:
         return False
 
@@ -302,9 +278,7 @@ def expect_close(
     difference = np.abs(value.astype(np.complex128) - wanted.astype(np.complex128))
     worst = np.unravel_index(np.argmax(difference), value.shape) if value.shape else ()
     place = f" at [{', '.join(map(str, worst))}]" if worst else ""
-    raise Mistake(
-        "wrong-values", f"expected {wanted[worst]:.6g}{place} in {what}, found {value[worst]:.6g}"
-    )
+    raise Mistake("wrong-values", f"expected {wanted[worst]:.6g}{place} in {what}, found {value[worst]:.6g}")
 
 
 def normal(*shape: int, seed: int = 0) -> Float[np.ndarray, "..."]:
@@ -326,9 +300,7 @@ def _judge(function: Callable, answers: tuple, named: dict) -> Result:
     try:
         inspect.signature(function).bind(*answers, **named)
     except TypeError as error:
-        return Result(
-            FAIL, "wrong-type", f"the line that calls the check was changed: {_one_line(error)}"
-        )
+        return Result(FAIL, "wrong-type", f"the line that calls the check was changed: {_one_line(error)}")
     try:
         attempted(*learners)
         praise = function(*answers, **named)
@@ -340,15 +312,11 @@ def _judge(function: Callable, answers: tuple, named: dict) -> Result:
             # Named mistakes read as words; generic ones say no more than their explanation.
             name = found.name.replace("-", " ")
             start = found.why if found.name in GENERIC else f"this looks like {name}: {found.why}"
-            text = _tidy(start) + (
-                f". Look at this: {_tidy(found.look_at)}" if found.look_at else ""
-            )
+            text = _tidy(start) + (f". Look at this: {_tidy(found.look_at)}" if found.look_at else "")
             return Result(FAIL, found.name, text)
     except LearnerError as found:
         if not _still_a_stub(learners):
-            return Result(
-                FAIL, "error", f"your code raised {_one_line(found.error)}{_place(found.error)}"
-            )
+            return Result(FAIL, "error", f"your code raised {_one_line(found.error)}{_place(found.error)}")
     except (Exception, SystemExit) as error:
         if not _still_a_stub(learners):
             return Result(
@@ -371,10 +339,7 @@ def _functions(thing: Any) -> list:
             thing = thing.func
         elif inspect.ismethod(thing):
             thing = thing.__func__
-        elif (
-            not isinstance(thing, type)
-            and inspect.getattr_static(thing, "__wrapped__", None) is not None
-        ) or (
+        elif (not isinstance(thing, type) and inspect.getattr_static(thing, "__wrapped__", None) is not None) or (
             callable(thing) and not isinstance(thing, type) and hasattr(type(thing), "__wrapped__")
         ):
             thing = thing.__wrapped__
@@ -404,9 +369,7 @@ def _is_empty(function: Any) -> bool:
     }
     steps = list(dis.get_instructions(function))
     loads = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
-    return all(step.opname in quiet for step in steps) and all(
-        v is None or v is Ellipsis for v in loads
-    )
+    return all(step.opname in quiet for step in steps) and all(v is None or v is Ellipsis for v in loads)
 
 
 def _has_placeholder(thing: Any) -> bool:

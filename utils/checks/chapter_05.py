@@ -56,7 +56,10 @@ def start(learner):
         "which of the two may be zero",
     )
     expect(
-        A.any(), "A-zero-not-B", "A is zero and B is drawn: it starts at the base, but not as PEFT does", "which is which"
+        A.any(),
+        "A-zero-not-B",
+        "A is zero and B is drawn: it starts at the base, but not as PEFT does",
+        "which is which",
     )
     expect(
         not B.any(), "B-not-zero", "B is not zero, so the adapted model does not start at its base", "the start of B"
@@ -103,9 +106,17 @@ def forward(learner):
         atol=1e-4,
         unlike={
             "scale-forgotten": (base + change, "the change is added unscaled", "alpha and the rank"),
-            "alpha-times-rank": (base + 12 * change, "the change is scaled by alpha times R", "which way the rank enters"),
+            "alpha-times-rank": (
+                base + 12 * change,
+                "the change is scaled by alpha times R",
+                "which way the rank enters",
+            ),
             "alpha-not-divided": (base + 6 * change, "the change is scaled by alpha alone", "what the rank is for"),
-            "base-scaled-too": (3 * (base + change), "the frozen layer's output is scaled too", "where the bracket ends"),
+            "base-scaled-too": (
+                3 * (base + change),
+                "the frozen layer's output is scaled too",
+                "where the bracket ends",
+            ),
             "base-forgotten": (3 * change, "this is the change without the layer", "what the change is added to"),
             "transposed-factors": (
                 base + 3 * x @ (B @ A),
@@ -133,7 +144,9 @@ def choose(learner):
         _, chosen, _ = nnx.split(model, learner, ...)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:80]
-        raise Mistake("wrong-type", f"nnx.split does not take this as a filter ({reason})", "what a filter may be")
+        raise Mistake(
+            "wrong-type", f"nnx.split does not take this as a filter ({reason})", "what a filter may be"
+        ) from None
     paths = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(chosen)}
     last = {path.split(".")[-1] for path in paths}
     named = any("report" in path for path in paths)
@@ -220,7 +233,11 @@ def factors(learner):
         atol=1e-4,
         unlike={
             "singular-values-lost": (product(0), "the directions are right and their sizes are gone", "where s goes"),
-            "singular-values-squared": (product(2), "the singular values are in both factors in full", "their square root"),
+            "singular-values-squared": (
+                product(2),
+                "the singular values are in both factors in full",
+                "their square root",
+            ),
             "smallest-kept": (product(1, slice(-2, None)), "the smallest two are kept", "the order of singular values"),
         },
     )
