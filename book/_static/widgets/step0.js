@@ -65,7 +65,7 @@
       element('div', {class: 'step0-controls'}, ...controls), view, element('div', {class: 'widget-buttons'}, press, again), answer);
 
     const line = (name, m) => element('tr', {}, element('th', {scope: 'row', text: name}),
-      element('td', {text: m.map((row) => row.map((value) => value.toFixed(3)).join('  ')).join('   |   ')}));
+      element('td', {text: m.map((row) => row.map((value) => value.toFixed(3)).join('  ')).join('\n')}));
     function show() {
       const slopes = look(now.A, now.B);
       view.replaceChildren(element('div', {class: 'table-box', tabindex: '0', role: 'region', 'aria-label': 'The factors and their gradients'},
