@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from tests.assignment_answers import WRONG
@@ -274,3 +275,39 @@ def test_the_commands_of_the_instructors_page(course):
     rows = (course / "grades.csv").read_text().splitlines()
     assert len(rows) > 1 and "max_score" in rows[0]
     assert list((course / "feedback" / "ada").rglob("*.html"))
+
+
+# ------------------------------------------------------------------------------------------------------------ the pages
+
+
+def test_the_quiz_is_whole_and_its_numbers_are_right():
+    page = (ROOT / "book" / "instructor" / "diagnostic_quiz.md").read_text()
+    questions = re.split(r"(?m)^\*\*\d+\.\*\* ", page)[1:]
+    assert len(questions) == 12
+    for question in questions:
+        assert all(f"{letter}. " in question for letter in "ABCD"), question[:60]
+        assert len(re.findall(r"<summary>Answer</summary>\n\n\*\*[ABCD]\b", question)) == 1, question[:60]
+    assert np.broadcast_shapes((4, 1, 3), (5, 3)) == (4, 5, 3)
+    assert f"{2048 * 128 / 1e6:.2f} to {50_257 * 128 / 1e6:.1f} million" in page
+    assert f"= {np.log(2048):.2f}$" in page and f"2,048 is\n{np.log10(2048):.1f}" in page
+    assert next(r for r in range(1, 257) if 512 * r >= 65_536) == 128
+
+
+def test_the_notes_name_mistakes_that_the_checks_know():
+    page = (ROOT / "book" / "instructor" / "teaching_notes.md").read_text()
+    sections = re.split(r"(?m)^## (?=\d\d · )", page)[1:]
+    assert [section[:2] for section in sections] == [f"{n:02d}" for n in range(1, 7)]
+    for section in sections:
+        answers = (ROOT / "tests" / "wrong_answers" / f"chapter_{section[:2]}.py").read_text()
+        for name in re.findall(r"`([a-z]+(?:-[a-z0-9]+)+)`", section):
+            assert f'"{name}"' in answers, f"chapter {section[:2]}: {name}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_grading_page_names_the_points(name):
+    page = (ROOT / "book" / "instructor" / "grading.md").read_text()
+    number = name.split("_")[1]
+    table = re.search(rf"## Assignment {number}\n.*?(?=\n## )", page, flags=re.S)[0]
+    rows = [int(n) for n in re.findall(r"(?m)^\| [^|]+ \| (\d+) \|", table)]
+    titles = re.findall(r"## Part \d+ · .*\((\d+) points\)", (ROOT / assignments.HOME / f"{name}.md").read_text())
+    assert rows == [int(n) for n in titles] and sum(rows) == 20
