@@ -546,6 +546,17 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    replace = peft_format.os.replace
+
+    def replace_but_not_the_new_one(source, target):
+        if source.name.startswith(".") and not source.name.endswith(".old"):
+            full()
+        replace(source, target)
+
+    with monkeypatch.context() as patch:  # the last moment at which it can fail
+        patch.setattr(peft_format.os, "replace", replace_but_not_the_new_one)
+        refuses(two, "No space left / unchanged", lambda: lora.save_adapter(two, folder, overwrite=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
     monkeypatch.setattr(peft_format, "save_file", full)
     refuses(two, "No space left / unchanged", lambda: lora.save_adapter(two, folder, overwrite=True))
     refuses(two, "No space left", lambda: lora.save_adapter(two, tmp_path / "new"))

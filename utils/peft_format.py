@@ -123,7 +123,11 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
         if directory.exists():  # a rename cannot replace a folder that is not empty
             old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
             os.replace(directory, old)
-            os.replace(temporary, directory)
+            try:
+                os.replace(temporary, directory)
+            except OSError:
+                os.replace(old, directory)
+                raise
             shutil.rmtree(old)
         else:
             os.replace(temporary, directory)
