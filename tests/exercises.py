@@ -263,6 +263,8 @@ def run_answers(path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path:
         paths = [str(part) for part in (extra_path, ROOT) if part] + [os.environ.get("PYTHONPATH", "")]
         settings = {
             "COURSE_PROFILE": "smoke",
+            # At these sizes a chapter compiles for longer than it computes.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "MPLBACKEND": "agg",
             "HF_HUB_OFFLINE": "1",  # the mirror where there is one, else the built-in data
             "PYTHONPATH": os.pathsep.join(part for part in paths if part),

@@ -24,12 +24,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from utils import CourseError
 
+# Up to this many blocks are written out in the compiled program instead of being looped over. On a CPU the loop costs
+# more than small blocks do: a step of two blocks of width 128 takes half as long without it.
+UNROLL = 4
 KEPT = Path(__file__).parent / "assets" / "minigpt"  # the weights trained by this course, kept in the repository
 
 
@@ -63,6 +66,19 @@ class Cache(NamedTuple):
     v: Float[Array, "L B S N H"]
 
 
+def attend(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], v: Float[Array, "B S N H"], mask: Bool[Array, "... T S"]
+) -> Float[Array, "B T N H"]:
+    """The average of v, weighted by softmax(q k / sqrt(H)) over the slots that `mask` allows; softmax in float32.
+
+    The same function as `jax.nn.dot_product_attention`. Written out, because on a CPU the training step is a quarter
+    quicker with these two einsums.
+    """
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(q.dtype)
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, v)
+
+
 class Attention(nnx.Module):
     """Causal self-attention: each token takes a weighted average of the values of the tokens up to itself."""
 
@@ -81,16 +97,15 @@ class Attention(nnx.Module):
             proj(x).reshape(B, T, self.heads, D // self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if cache is None:
-            out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+            mask = jnp.tril(jnp.ones((T, T), bool))
         else:
             row = jnp.arange(B)[:, None]
             k = cache[0].at[row, positions].set(k.astype(cache[0].dtype))
             v = cache[1].at[row, positions].set(v.astype(cache[1].dtype))
             # A token sees the slots up to its own position: later ones are empty, or a longer prompt's padding.
             mask = jnp.arange(k.shape[1]) <= positions[:, None, :, None]  # [B, 1, T, S]
-            out = jax.nn.dot_product_attention(q, k, v, mask=mask)
             cache = (k, v)
-        return self.o_proj(out.reshape(B, T, D)), cache
+        return self.o_proj(attend(q, k, v, mask).reshape(B, T, D)), cache
 
 
 class MLP(nnx.Module):
@@ -156,7 +171,7 @@ class MiniGPT(nnx.Module):
             layer, layer_cache = layer_and_cache
             return nnx.merge(graph, layer)(x, positions, layer_cache)
 
-        x, cache = jax.lax.scan(block, x, (layers, cache))
+        x, cache = jax.lax.scan(block, x, (layers, cache), unroll=min(UNROLL, self.config.layers))
         return self.norm(x), cache if cache is None else Cache(*cache)
 
     def __call__(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None):
