@@ -1,4 +1,4 @@
-"""Train the weights that the repository keeps (utils/assets/minigpt): chapter 04's recipe, for longer.
+"""Train the weights that the repository keeps (utils/assets/minigpt): chapter 04 for longer, and larger.
 
     COURSE_MIRROR=... python tools/train_minigpt.py --directory /somewhere/run
 
