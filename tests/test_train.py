@@ -287,7 +287,7 @@ def test_killed_at_five_random_points_it_ends_with_the_same_bits(uninterrupted, 
             limit = time.monotonic() + 120
             while steps_in(tmp_path) == before and process.poll() is None and time.monotonic() < limit:
                 time.sleep(0.002)
-            time.sleep(chance.uniform(0, 0.15))
+            time.sleep(chance.uniform(0, 0.1))
             process.kill()
         output, errors = process.communicate(timeout=120)
         reached.append(steps_in(tmp_path))
