@@ -17,7 +17,7 @@ from flax import nnx
 
 from utils import data, minigpt, stories, tokenizer, train
 
-STEPS, SAVE_EVERY = 80, 4
+STEPS, LONG, SAVE_EVERY = 40, 80, 4  # LONG: room for five kills
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def main(directory: str, seconds: float | None = None) -> None:
         train.Store.save = dying_save
     print("started", flush=True)
     made = model()
-    history = fit(made, directory, stream=Paced(batches()))
+    history = fit(made, directory, stream=Paced(batches()), steps=LONG)
     minigpt.save(made, directory + "/final", provenance={"steps": history.steps, "loss": history.loss})
 
 
