@@ -175,7 +175,6 @@ def test_a_file_where_the_folder_should_be_is_an_error(tmp_path):
     assert (tmp_path / "kept").read_text() == "notes"
 
 
-@pytest.mark.skipif(not (minigpt.KEPT / "config.json").exists(), reason="the kept weights are not there yet")
 def test_the_kept_weights_are_small_and_say_where_they_come_from():
     model = minigpt.load()
     assert sum(path.stat().st_size for path in minigpt.KEPT.iterdir()) < 3e6
