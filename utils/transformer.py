@@ -1,0 +1,589 @@
+"""Qwen2 and Llama: MiniGPT with four swaps, and Hugging Face's names.
+
+    tokens [B, T] -> embed_tokens -> L blocks -> norm -> lm_head -> logits [B, T, V]
+    block:  x = x + self_attn(input_layernorm(x));   x = x + mlp(post_attention_layernorm(x))
+
+The swaps: RMSNorm for LayerNorm, rotary positions (RoPE) for learnt ones, fewer key/value heads than query heads (GQA), and
+SwiGLU for GELU. Qwen2 is Llama with biases on q, k and v. DeepSeek-R1-Distill, SmolLM2, Qwen2.5 and DeepSeek-Math are all
+of this family; `Config.from_hf` reads their `config.json` and refuses by name what this file does not compute.
+
+Every attribute path is a tensor's name on the hub: `model.layers.self_attn.q_proj.weight` here is
+`model.layers.{i}.self_attn.q_proj.weight` there, with the layers stacked along a leading axis L and scanned, so that the
+compiled program does not grow with depth. Weights keep Hugging Face's orientation, (out, in): nothing is ever transposed.
+
+Axes: B batch, T tokens, S cache slots, D width, N query heads, K key/value heads, G = N / K, H head size, F MLP width,
+V vocabulary, L layers.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from utils import CourseError
+
+# ---------------------------------------------------------------------------------------------------------------- sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's stretch of RoPE: slow rotations are slowed by `factor`, fast ones kept, those between blended."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The sizes of a model, under our names; `from_hf` and `to_hf` translate Hugging Face's `config.json`."""
+
+    architecture: str  # "llama" or "qwen2": the same computation, told apart by their biases
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_width: int
+    context: int
+    rope_theta: float
+    norm_eps: float
+    tied: bool  # the output layer is the embedding table
+    qkv_bias: bool
+    o_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: Llama3Scaling | None = None
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    dtype: str = "float32"  # of the checkpoint
+
+    def __post_init__(self):
+        sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_size", "mlp_width", "context")
+        for name in sizes:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
+        if self.heads % self.kv_heads:
+            raise CourseError(f"heads: expected a multiple of kv_heads ({self.kv_heads}), found {self.heads}")
+        if self.head_size % 2:
+            raise CourseError(f"head_size: expected an even number (RoPE turns pairs), found {self.head_size}")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise CourseError(f"{name}: expected a positive number, found {value!r}")
+
+    @classmethod
+    def from_hf(cls, source: str | Path | dict) -> "Config":
+        """From a `config.json`: its folder, its path, a repository's name, or the dict itself.
+
+        Reads both spellings, before and since transformers 5. Raises `CourseError` that names the field for a model this
+        file does not compute: another architecture, a sliding window, another kind of RoPE, quantised weights, ...
+        """
+        if isinstance(source, dict):
+            return _from_hf(source)
+        path = Path(source)
+        if not path.exists():
+            from utils import hub
+
+            path = hub.model(str(source), weights=False)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise CourseError(f"{path}: not found: expected a Hugging Face model folder") from None
+        except (ValueError, OSError) as error:
+            raise CourseError(f"{path}: not JSON ({error}): copy or download it again") from None
+        if not isinstance(found, dict):
+            raise CourseError(f"{path}: expected a JSON object, found a {type(found).__name__}")
+        try:
+            return _from_hf(found)
+        except CourseError as error:
+            raise CourseError(f"{path}: {error}") from None
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` that transformers, before and since 5, reads as this model."""
+        rope = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_scaling:
+            s = self.rope_scaling
+            rope |= {
+                "rope_type": "llama3",
+                "factor": s.factor,
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_context,
+            }
+        out = {
+            "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[self.architecture]],
+            "model_type": self.architecture,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "intermediate_size": self.mlp_width,
+            "max_position_embeddings": self.context,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": rope if self.rope_scaling else None,
+            "rope_parameters": rope,
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None,
+            "torch_dtype": self.dtype,
+        }
+        if self.architecture == "llama":
+            out |= {"attention_bias": self.qkv_bias, "mlp_bias": self.mlp_bias}
+        else:
+            out |= {"use_sliding_window": False}
+        return out
+
+
+# What changes the numbers and is not computed here, with the values that switch it off.
+_REFUSED = {
+    "quantization_config": (None,),
+    "hidden_act": ("silu", "swish", None),
+    "use_sliding_window": (False, None),
+    "partial_rotary_factor": (1, 1.0, None),
+    "use_mrope": (False, None),
+    "pretraining_tp": (1, 0, None),
+    "attention_multiplier": (None,),
+    "logit_scale": (None, 1, 1.0),
+    "use_qk_norm": (False, None),
+    "no_rope_layers": (None, []),
+}
+
+
+def _from_hf(hf: dict) -> Config:
+    kind = hf.get("model_type")
+    if kind not in ("llama", "qwen2"):
+        raise CourseError(f"model_type: expected llama or qwen2, found {kind!r}: this model is not of that family")
+    for name, off in _REFUSED.items():
+        if hf.get(name) not in off:
+            raise CourseError(f"{name}: expected {off[0]!r}, found {str(hf[name])[:60]}: not supported here")
+    if kind == "llama" and hf.get("sliding_window") is not None:
+        raise CourseError(f"sliding_window: expected null, found {hf['sliding_window']}: not supported here")
+    if odd := set(hf.get("layer_types") or []) - {"full_attention"}:
+        raise CourseError(f"layer_types: expected full_attention alone, found {sorted(odd)[0]}: not supported here")
+
+    def need(name: str, default: Any = None):
+        value = hf.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise CourseError(f"{name}: expected in the configuration, found nothing: is config.json whole?")
+        return value
+
+    heads, width = need("num_attention_heads"), need("hidden_size")
+    if not all(isinstance(n, int) and n > 0 for n in (heads, width)):
+        raise CourseError(f"num_attention_heads, hidden_size: expected whole numbers, found {heads!r}, {width!r}")
+    if hf.get("head_dim") is None and width % heads:
+        raise CourseError(f"hidden_size: expected a multiple of num_attention_heads ({heads}), found {width}")
+    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    eos = hf.get("eos_token_id")
+    bias = hf.get("attention_bias", False) if kind == "llama" else True
+    return Config(
+        architecture=kind,
+        vocab_size=need("vocab_size"),
+        width=width,
+        layers=need("num_hidden_layers"),
+        heads=heads,
+        kv_heads=need("num_key_value_heads", heads),
+        head_size=need("head_dim", width // heads),
+        mlp_width=need("intermediate_size"),
+        context=need("max_position_embeddings"),
+        rope_theta=need("rope_theta", rope.get("rope_theta", 10000.0)),
+        rope_scaling=_rope_scaling(rope),
+        norm_eps=need("rms_norm_eps"),
+        tied=bool(hf.get("tie_word_embeddings", False)),
+        qkv_bias=bool(bias),
+        o_bias=bool(bias) and kind == "llama",
+        mlp_bias=bool(hf.get("mlp_bias", False)),
+        bos_id=hf.get("bos_token_id"),
+        eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        dtype=str(hf.get("torch_dtype") or hf.get("dtype") or "float32"),
+    )
+
+
+def _rope_scaling(rope: dict) -> Llama3Scaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise CourseError(f"rope_scaling: expected none or llama3, found {kind!r}: not supported here")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if missing := [name for name in names if rope.get(name) is None]:
+        raise CourseError(f"rope_scaling: expected {missing[0]}, found nothing: is config.json whole?")
+    return Llama3Scaling(*(rope[name] for name in names))
+
+
+# --------------------------------------------------------------------------------------------------------------- pieces
+
+
+def rms_norm(x: Float[Array, "... D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
+    """x over its root mean square, times a learnt weight (Zhang and Sennrich 2019). In float32, returned in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return weight.astype(x.dtype) * (x32 * scale).astype(x.dtype)
+
+
+def rope_tables(
+    positions: Int[Array, "B T"], config: Config
+) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    """(cos, sin) of each position's angles, one per pair of dimensions: position * theta ** (-2 i / H), in float32."""
+    half = config.head_size // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if s := config.rope_scaling:
+        turns = s.original_context * frequencies / (2 * math.pi)  # full turns within the original context
+        keep = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+        frequencies = frequencies * (keep + (1 - keep) / s.factor)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rope(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+) -> Float[Array, "B T N H"]:
+    """Rotate the first and second half of each head against each other by its position's angles (Su et al. 2021).
+
+    Hugging Face's layout: the partner of dimension i is i + H/2, not i + 1 as in llama.cpp's and Meta's files. In
+    float32, returned in x's dtype.
+    """
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attend(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], mask: Bool[Array, "... T S"]
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention (Ainslie et al. 2023): query head n reads key/value head n // G. Softmax in float32.
+
+    `mask` [T, S] or [B, T, S] says which slots a token may look at. The same function as
+    `jax.nn.dot_product_attention`; written out, because on a CPU these einsums are quicker.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k).astype(jnp.float32) * H**-0.5
+    mask = mask if mask.ndim == 2 else mask[:, None, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+
+
+class Linear(nnx.Module):
+    """y = W x (+ b) with W [out, in], the way Hugging Face and PyTorch store it."""
+
+    def __init__(self, inside: int, outside: int, *, bias: bool = False, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (outside, inside), dtype))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(outside, dtype))
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        y = x @ self.weight[...].T
+        return y + self.bias[...] if hasattr(self, "bias") else y
+
+
+class Embed(nnx.Module):
+    """A table [V, D]: looked up by token id, and read backwards as a tied output layer."""
+
+    def __init__(self, vocab_size: int, width: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), dtype))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.weight[...][tokens]
+
+    def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """The table as output layer."""
+        return x @ self.weight[...].T
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with its weight [D]."""
+
+    def __init__(self, width: int, eps: float, *, dtype=jnp.float32):
+        self.eps = eps
+        self.weight = nnx.Param(jnp.ones(width, dtype))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return rms_norm(x, self.weight[...], self.eps)
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens already seen; slot s holds the token at position s.
+
+    `k` and `v` are [L, B, S, K, H], or tuples of L arrays [B, S, K, H] for a model whose layers are unstacked.
+    """
+
+    k: Float[Array, "L B S K H"] | tuple
+    v: Float[Array, "L B S K H"] | tuple
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with rotary positions and shared key/value heads."""
+
+    def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        c = config
+        self.head_size = c.head_size
+        options = dict(dtype=dtype, rngs=rngs)
+        self.q_proj = Linear(c.width, c.heads * c.head_size, bias=c.qkv_bias, **options)
+        self.k_proj = Linear(c.width, c.kv_heads * c.head_size, bias=c.qkv_bias, **options)
+        self.v_proj = Linear(c.width, c.kv_heads * c.head_size, bias=c.qkv_bias, **options)
+        self.o_proj = Linear(c.heads * c.head_size, c.width, bias=c.o_bias, **options)
+
+    def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T _ H"]]:
+        """q [B, T, N, H], k and v [B, T, K, H], before the rotation."""
+        if hasattr(self, "qkv_proj"):  # one product instead of three: see `unstacked`
+            outside = self.o_proj.weight.shape[-1]
+            y = self.qkv_proj(x)
+            parts = jnp.split(y, [outside, (outside + y.shape[-1]) // 2], axis=-1)
+        else:
+            parts = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
+        return [y.reshape(*y.shape[:2], -1, self.head_size) for y in parts]
+
+    def __call__(self, x: Float[Array, "B T D"], cos, sin, mask, store=None):
+        """[B, T, D]. `store(k, v)` keeps the new keys and values and returns those to look at."""
+        q, k, v = self.project(x)
+        q, k = rope(q, cos, sin), rope(k, cos, sin)
+        if store is not None:
+            k, v = store(k, v)
+        y = attend(q, k, v, mask)
+        return self.o_proj(y.reshape(*y.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU (Shazeer 2020): the gate decides, feature by feature, how much of `up` goes on to `down`."""
+
+    def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        D, F, options = config.width, config.mlp_width, dict(bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        self.gate_proj = Linear(D, F, **options)
+        self.up_proj = Linear(D, F, **options)
+        self.down_proj = Linear(F, D, **options)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if hasattr(self, "gate_up_proj"):
+            gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(jax.nn.silu(gate) * up)
+
+
+class Block(nnx.Module):
+    """One transformer block: each sublayer reads a normalised copy of x and adds its answer to x."""
+
+    def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        D, eps = config.width, config.norm_eps
+        self.input_layernorm = RMSNorm(D, eps, dtype=dtype)
+        self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(D, eps, dtype=dtype)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B T D"], cos, sin, mask, store=None) -> Float[Array, "B T D"]:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, store)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Unstacked(nnx.Module):
+    """Blocks one by one, named "0", "1", ...: what decoding prefers (see `Transformer.unstacked`)."""
+
+    def __init__(self, blocks: list[Block]):
+        self.depth = len(blocks)
+        for i, block in enumerate(blocks):
+            setattr(self, str(i), block)
+
+
+# ---------------------------------------------------------------------------------------------------------------- models
+
+
+class Decoder(nnx.Module):
+    """Everything but the output layer: tokens [B, T] -> hidden states [B, T, D]."""
+
+    def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.embed_tokens = Embed(config.vocab_size, config.width, dtype=dtype, rngs=rngs)
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype=dtype, rngs=rngs)
+
+        self.layers = stack(rngs)
+        self.norm = RMSNorm(config.width, config.norm_eps, dtype=dtype)
+        self.remat = False  # True: keep only each block's input for the backward pass and compute the rest again
+
+    def __call__(self, tokens, positions=None, cache: Cache | None = None, segments=None, collect: bool = False):
+        """(hidden states [B, T, D], cache), or with `collect` the states after each block [L, B, T, D] in its place."""
+        B, T = tokens.shape
+        step = positions is not None and cache is not None  # else the tokens stand at 0 ... T - 1 of an empty cache
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        cos, sin = rope_tables(positions, self.config)
+        if step:
+            slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-3]
+            # A token sees the slots up to its own position: later ones are empty, or a longer prompt's padding.
+            mask = jnp.arange(slots) <= positions[:, :, None]
+        else:
+            mask = jnp.tril(jnp.ones((T, T), bool))
+            if segments is not None:
+                mask = mask & (segments[:, :, None] == segments[:, None, :])
+        x = self.embed_tokens(tokens)
+
+        def put(old, new, *at):
+            """`new` into the slots of the cache; `at` is (layer,) where layers are stacked."""
+            new = new.astype(old.dtype)
+            if step:
+                return old.at[(*at, jnp.arange(B)[:, None], positions)].set(new)
+            return jax.lax.dynamic_update_slice(old, new[None] if at else new, (*at, *[0] * 4))
+
+        if isinstance(self.layers, Unstacked):
+            keys, values = ([], []) if cache is None else (list(cache.k), list(cache.v))
+            for i in range(self.layers.depth):
+
+                def store(k, v, i=i):
+                    keys[i], values[i] = put(keys[i], k), put(values[i], v)
+                    return (keys[i], values[i]) if step else (k, v)
+
+                x = getattr(self.layers, str(i))(x, cos, sin, mask, None if cache is None else store)
+            return self.norm(x), None if cache is None else Cache(tuple(keys), tuple(values))
+
+        graph, layers = nnx.split(self.layers)
+
+        def block(carry, layer_and_index):
+            x, cache = carry
+            layer, i = layer_and_index
+
+            def store(k, v):
+                nonlocal cache
+                cache = Cache(put(cache.k, k, i), put(cache.v, v, i))
+                return (cache.k[i], cache.v[i]) if step else (k, v)
+
+            x = nnx.merge(graph, layer)(x, cos, sin, mask, None if cache is None else store)
+            return (x, cache), x if collect else None
+
+        if self.remat:
+            block = jax.checkpoint(block, prevent_cse=False)
+        (x, cache), states = jax.lax.scan(block, (x, cache), (layers, jnp.arange(self.config.layers)))
+        return self.norm(x), states if collect else cache
+
+
+class Transformer(nnx.Module):
+    """tokens [B, T] int32 -> logits [B, T, V] float32. Made random here, with real weights by `weights.load`."""
+
+    def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.model = Decoder(config, dtype=dtype, rngs=rngs)
+        if not config.tied:
+            self.lm_head = Linear(config.width, config.vocab_size, dtype=dtype, rngs=rngs)
+
+    @property
+    def dtype(self):
+        """The dtype of the weights, in which the matrix products are computed."""
+        return self.model.norm.weight.dtype
+
+    @property
+    def head(self) -> nnx.Module:
+        """The output layer: `lm_head`, or the embedding table where they are tied."""
+        return self.model.embed_tokens if self.config.tied else self.lm_head
+
+    def hidden(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None, segments=None):
+        """(hidden states [B, T, D], cache).
+
+        Without a cache: `segments` [B, T] keeps packed sequences apart, `positions` [B, T] restart in each. With one: no
+        positions means "a prompt, from slot 0 on"; with positions the tokens look at the slots up to their own.
+        """
+        if tokens.shape[1] > self.config.context:
+            raise CourseError(
+                f"tokens: expected at most {self.config.context} a row (the model's context), "
+                f"found {tokens.shape[1]}: shorten the text"
+            )
+        return self.model(tokens, positions, cache, segments)
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """The output layer, in float32."""
+        head = self.head
+        return (head.attend(x) if self.config.tied else head(x)).astype(jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None, segments=None):
+        """Logits [B, T, V]; with a cache, the pair (logits, updated cache)."""
+        x, cache = self.hidden(tokens, positions, cache, segments)
+        return self.logits(x) if cache is None else (self.logits(x), cache)
+
+    def hidden_states(self, tokens: Int[Array, "B T"]) -> Float[Array, "L+1 B T D"]:
+        """What transformers calls `output_hidden_states`: the embedding, and x after each block, the last normalised."""
+        last, states = self.model(tokens, collect=True)
+        return jnp.concatenate([self.model.embed_tokens(tokens)[None], states[:-1], last[None]])
+
+    def new_cache(self, batch_size: int, slots: int) -> Cache:
+        """An empty KV cache for `batch_size` rows of `slots` tokens; `generate.cache_bytes` says how large it is."""
+        c, layers = self.config, self.model.layers
+        shape = (batch_size, slots, c.kv_heads, c.head_size)
+        if isinstance(layers, Unstacked):
+            return Cache(*(tuple(jnp.zeros(shape, self.dtype) for _ in range(c.layers)) for _ in "kv"))
+        return Cache(*(jnp.zeros((c.layers, *shape), self.dtype) for _ in "kv"))
+
+    def unstacked(self) -> "Transformer":
+        """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix. Costs the blocks' memory again.
+
+        A decode step reads every weight once and computes next to nothing: slicing a layer out of the stack, or calling
+        three small products instead of one, is then most of its time on a CPU. Adapted layers are kept as they are.
+        """
+        graph, stacked = nnx.split(self.model.layers)
+        blocks = []
+        for i in range(self.config.layers):
+            block = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
+            _fuse(block.self_attn, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
+            _fuse(block.mlp, ("gate_proj", "up_proj"), "gate_up_proj")
+            blocks.append(block)
+        copy = nnx.merge(*nnx.split(self))  # shares the arrays of embedding, norm and head
+        copy.model.layers = Unstacked(blocks)
+        return copy
+
+
+def _fuse(parent: nnx.Module, names: tuple[str, ...], fused: str) -> None:
+    """Replace several linear layers that read the same input by one with their rows below each other."""
+    parts = [getattr(parent, name) for name in names]
+    if not all(type(part) is Linear for part in parts):
+        return
+    new = parts[0]
+    new.weight = nnx.Param(jnp.concatenate([part.weight[...] for part in parts]))
+    if hasattr(new, "bias"):
+        new.bias = nnx.Param(jnp.concatenate([part.bias[...] for part in parts]))
+    for name in names:
+        delattr(parent, name)
+    setattr(parent, fused, new)
+
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def count_parameters(config: Config) -> dict[str, int]:
+    """Parameters by place, from the sizes alone: nothing is allocated."""
+    c = config
+    q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+    counts = {
+        "embed_tokens": c.vocab_size * c.width,
+        "attention": c.layers * (2 * c.width * (q + kv) + c.qkv_bias * (q + 2 * kv) + c.o_bias * c.width),
+        "mlp": c.layers * (3 * c.width * c.mlp_width + c.mlp_bias * (2 * c.mlp_width + c.width)),
+        "norms": (2 * c.layers + 1) * c.width,
+        "lm_head": 0 if c.tied else c.vocab_size * c.width,
+    }
+    return counts | {"total": sum(counts.values())}
+
+
+def flops_per_token(config: Config, context: int) -> int:
+    """Floating-point operations in matrix products of one forward pass, per token (a multiply-add is two).
+
+    Attention is counted as computed, over the whole T x T square of a `context` of T tokens.
+    """
+    c, counts = config, count_parameters(config)
+    weights = counts["attention"] + counts["mlp"] + c.vocab_size * c.width
+    return 2 * (weights + c.layers * 2 * context * c.heads * c.head_size)
