@@ -1,0 +1,290 @@
+"""Make tests/fixtures: tiny random checkpoints with what transformers and peft compute from them.
+
+    python tools/make_fixtures.py          # needs torch, transformers, peft; seconds
+
+Each folder is a Hugging Face checkpoint as `save_pretrained` writes it, and beside it `reference.safetensors`: tokens
+[2, 12], and, computed by transformers in float32, logits [2, 12, V], every hidden state [L+1, 2, 12, D] and the next 12
+greedy tokens. So the course's port is compared with the original where torch is not installed. Weights are drawn larger
+than usual: logits then differ by whole numbers, and a wrong port shows.
+
+A seed is passed over when one of its greedy choices is nearly a tie, since another machine might then choose otherwise,
+when it repeats itself, or when it ends early.
+"""
+
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import peft
+import safetensors
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import save_file
+
+HOME = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+PROMPTS = ("The cat sat on the mat and slept all day.", "One day a red bird came to the big tree.")
+TEXTS = [*PROMPTS, "0123456789 apples, 2 + 2 = 4!", "Who is it? It is I: the small dog of the king."]
+T, NEW = 12, 12
+NARROW = dict(vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=3, max_position_embeddings=128)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=500_000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=128,  # so small that all three branches of the scaling are taken
+)
+TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+CHECKPOINTS = {
+    # 6 query heads share 2 key/value heads; heads of 16 although 48 / 6 = 8; 160 rows for a tokenizer of 150 words
+    "qwen2-untied": transformers.Qwen2Config(
+        vocab_size=160,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        eos_token_id=1,
+        bos_token_id=0,
+    ),
+    "qwen2-tied-sharded": transformers.Qwen2Config(
+        **NARROW,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        rms_norm_eps=1e-5,
+    ),
+    "qwen2-fp16": transformers.Qwen2Config(
+        **NARROW,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        dtype="float16",
+    ),
+    "llama-tied": transformers.LlamaConfig(
+        **(NARROW | {"vocab_size": 150}),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        bos_token_id=0,
+        eos_token_id=1,
+    ),
+    "llama-untied-sharded": transformers.LlamaConfig(
+        **(NARROW | {"max_position_embeddings": 512}),
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=12,
+        rope_parameters=LLAMA3,
+        rms_norm_eps=1e-5,
+        bos_token_id=0,
+        eos_token_id=[1, 2],
+    ),
+    "llama-bf16": transformers.LlamaConfig(
+        **NARROW,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        bos_token_id=0,
+        eos_token_id=1,
+        dtype="bfloat16",
+    ),
+}
+TOKENIZERS = {"qwen2-untied": "inside", "llama-tied": "file"}  # where the chat template is kept; Llama's adds bos
+
+
+class Unsuitable(Exception):
+    """This seed's continuation would be a poor test."""
+
+
+def build(config, seed: int):
+    """A model whose weights are normal with the spread of a trained one's, or a little more; norms near 1."""
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=draw)
+            if "norm" in name:
+                p.copy_(1 + 0.2 * noise)
+            elif name.endswith("bias"):
+                p.copy_(0.7 * noise)
+            elif "embed_tokens" in name:
+                p.copy_((0.35 if config.tie_word_embeddings else 1.0) * noise)
+            elif "lm_head" in name:
+                p.copy_(2.5 * noise / p.shape[1] ** 0.5)
+            else:
+                p.copy_(1.5 * noise / p.shape[1] ** 0.5)
+    return model
+
+
+def tokenizer(adds_bos: bool) -> transformers.PreTrainedTokenizerFast:
+    """150 words: two that mark the text's ends, two of the chat, printable ASCII, and merges learnt from six texts."""
+    t = tokenizers.Tokenizer(tokenizers.models.BPE())
+    t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.decoder = tokenizers.decoders.ByteLevel()
+    special = ["<|begin|>", "<|eos|>", "<|start|>", "<|end|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=150,
+        special_tokens=special,
+        initial_alphabet=[*map(chr, range(0x21, 0x7F)), "Ġ", "Ċ"],  # the last two: space and newline
+        show_progress=False,
+    )
+    t.train_from_iterator(TEXTS * 2, trainer)
+    if adds_bos:
+        t.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|begin|> $A", pair="<|begin|> $A $B", special_tokens=[("<|begin|>", 0)]
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=t, bos_token="<|begin|>", eos_token="<|eos|>", chat_template=TEMPLATE
+    )
+
+
+def reference(model, tokens: torch.Tensor, known: int) -> dict[str, torch.Tensor]:
+    """What transformers computes in float32; rows of the vocabulary that the tokenizer does not know are never chosen."""
+    with torch.no_grad():
+        out = model(tokens, output_hidden_states=True)
+        grown, gaps = tokens, []
+        for _ in range(NEW):
+            last = model(grown, use_cache=False).logits[:, -1, :known]
+            best = last.topk(2).values
+            gaps.append((best[:, 0] - best[:, 1]).min())
+            grown = torch.cat([grown, last.argmax(-1, keepdim=True)], 1)
+    greedy = grown[:, T:]
+    if min(gaps) < 0.02 or min(len(set(row)) for row in greedy.tolist()) < 5 or (known == 150 and (greedy < 4).any()):
+        raise Unsuitable
+    quick = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=NEW,
+        do_sample=False,
+        eos_token_id=-1,
+        pad_token_id=0,
+        suppress_tokens=list(range(known, model.config.vocab_size)) or None,
+    )[:, T:]
+    if not torch.equal(greedy, quick):
+        raise SystemExit("transformers' generate does not agree with its own logits")
+    return {
+        "tokens": tokens.to(torch.int32),
+        "logits": out.logits.contiguous(),
+        "hidden_states": torch.stack(out.hidden_states),
+        "greedy": greedy.to(torch.int32).contiguous(),
+    }
+
+
+def old_style(config: dict) -> dict:
+    """The same configuration as repositories wrote it before transformers 5."""
+    config = {name: value for name, value in config.items() if name != "head_dim"}
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": config.pop("dtype")}
+    return dict(sorted(config.items()))
+
+
+def write_config(folder: Path, rewrite=lambda config: config) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(rewrite(json.loads(path.read_text())), indent=1) + "\n")
+
+
+def checkpoint(name: str, config, *, seed: int) -> None:
+    folder = HOME / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = build(config, seed)
+    known, metadata = config.vocab_size, {}
+    tokens = torch.randint(3, known, (2, T), generator=torch.Generator().manual_seed(seed))
+    if name in TOKENIZERS:
+        tok = tokenizer(adds_bos=name.startswith("llama"))
+        known = len(tok)
+        # Whole prompts that are 12 tokens long, so that text in, text out can be compared too.
+        ids = [tok(prompt)["input_ids"][:T] for prompt in PROMPTS]
+        prompts = [tok.decode(row, skip_special_tokens=True) for row in ids]
+        assert [tok(prompt)["input_ids"] for prompt in prompts] == ids
+        tokens = torch.tensor(ids)
+        tok.save_pretrained(folder, save_jinja_files=TOKENIZERS[name] == "file")
+        if known < config.vocab_size:  # rows that would win if anyone looked at them
+            with torch.no_grad():
+                model.lm_head.weight[known:] *= 4
+    stored = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(config.dtype).removeprefix("torch."))
+    model = model.to(stored or torch.float32)
+    model.config.dtype = stored or torch.float32
+    model.generation_config = transformers.GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
+    )
+    model.save_pretrained(folder, max_shard_size="40KB" if "sharded" in name else "50GB")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = reference(model, tokens, known)
+    if name in TOKENIZERS:
+        texts = [tok.decode(row, skip_special_tokens=True) for row in found["greedy"].tolist()]
+        metadata = {"prompts": json.dumps(prompts), "greedy_texts": json.dumps(texts)}
+    save_file(found, folder / "reference.safetensors", metadata=metadata)
+    write_config(folder, old_style if name == "llama-tied" else lambda c: c)
+    spread, largest = found["logits"].std(), found["logits"].abs().max()
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{name:22} |logits| std {spread:.2f} max {largest:.1f}  {size / 1e3:.0f} kB  {found['greedy'].tolist()[0]}")
+
+
+def adapter(name: str, *, seed: int, **options) -> None:
+    """An adapter as peft makes it, on qwen2-untied, its B set to random numbers as if it had been trained."""
+    base, folder = HOME / "qwen2-untied", HOME / name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    torch.manual_seed(seed)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if "lora_B" in key:
+                p.copy_(0.2 * torch.randn(p.shape))
+    model.peft_config["default"].base_model_name_or_path = "qwen2-untied"
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()  # peft's empty model card
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=1) + "\n")
+    known = len(transformers.AutoTokenizer.from_pretrained(base))
+    with safetensors.safe_open(base / "reference.safetensors", "pt") as file:
+        tokens, plain = file.get_tensor("tokens").long(), file.get_tensor("logits")
+    found = reference(model.merge_and_unload(), tokens, known)
+    save_file(found, folder / "reference.safetensors")
+    print(f"{name:22} changes logits by up to {(found['logits'] - plain).abs().max():.1f}")
+
+
+def first_good(make, *args, **options) -> None:
+    for seed in range(100):
+        try:
+            return make(*args, seed=seed, **options)
+        except Unsuitable:
+            continue
+
+
+def main() -> None:
+    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    HOME.mkdir(parents=True, exist_ok=True)
+    for name, config in CHECKPOINTS.items():
+        first_good(checkpoint, name, config)
+    first_good(adapter, "peft-adapter")
+    first_good(adapter, "peft-adapter-rslora", use_rslora=True)
+    for path in HOME.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors makes files that only their owner may read
+    used = {m.__name__: m.__version__ for m in (torch, transformers, peft, safetensors, tokenizers)}
+    versions = {"python": platform.python_version()} | used
+    (HOME / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+    total = sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file())
+    print(f"{total / 1e6:.2f} MB in all, with {versions}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
