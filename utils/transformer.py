@@ -289,8 +289,8 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(outside, dtype))
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        y = x @ self.weight[...].T
-        return y + self.bias[...] if hasattr(self, "bias") else y
+        y = x @ self.weight[...].astype(x.dtype).T
+        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
 class Embed(nnx.Module):
@@ -487,7 +487,7 @@ class Transformer(nnx.Module):
     @property
     def dtype(self):
         """The dtype of the weights, in which the matrix products are computed."""
-        return self.model.norm.weight.dtype
+        return self.model.embed_tokens.weight.dtype
 
     @property
     def head(self) -> nnx.Module:
