@@ -8,7 +8,8 @@
    unpickling runs the file's code.
 
 When neither has it, `NotAvailable` is raised and the caller goes on with its built-in source. `used` prints which
-source it was, in one line, and `SOURCES_USED` keeps the list for a run's provenance.
+source it was, in one line, and `SOURCES_USED` keeps the list for a run's provenance. `model` and `tokenizer` do the
+same for whole models (see `utils/models.py`).
 """
 
 import hashlib
@@ -20,10 +21,14 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tiktoken
 
 from utils import CourseError, mirror
+
+if TYPE_CHECKING:
+    from utils import chat
 
 
 class NotAvailable(CourseError):
@@ -46,8 +51,14 @@ class Pin:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
-TINYSTORIES = "roneneldan/TinyStories"
+TINYSTORIES, SST2, GSM8K = "roneneldan/TinyStories", "stanfordnlp/sst2", "openai/gsm8k"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 PINNED = {
+    ("models", SMOLLM2): Pin("12fd25f77366fa6b3b4b768ec3050bf629380bac"),
+    ("models", R1): Pin("ad9f0ae0864d7fbcd1cd905e3c6c5b069cc8b562"),
+    ("datasets", SST2): Pin("8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"),
+    ("datasets", GSM8K): Pin("e53f048856ff4f594e959d75785d2c2d37b678ee"),
     ("datasets", TINYSTORIES): Pin(
         "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
         {
@@ -75,9 +86,14 @@ _answers: dict[str, bool] = {}
 def course_files(small: bool = False) -> list[tuple[str, str, str]]:
     """What a complete mirror holds, as (kind, repository, file); `small` is what the profiles smoke and cpu read."""
     stories = ["TinyStories-valid.txt"] if small else ["TinyStories-valid.txt", "TinyStories-train.txt"]
+    settings = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     return [
         *(("tiktoken", "", name) for name in GPT2_SHA256),
         *(("datasets", TINYSTORIES, name) for name in stories),
+        *(("datasets", SST2, f"data/{split}-00000-of-00001.parquet") for split in ("train", "validation")),
+        *(("datasets", GSM8K, f"main/{split}-00000-of-00001.parquet") for split in ("train", "test")),
+        *(("models", SMOLLM2, name) for name in (*settings, "model.safetensors")),
+        *(("models", R1, name) for name in (settings if small else (*settings, "model.safetensors"))),
     ]
 
 
@@ -88,7 +104,7 @@ def used(what: str, source: str) -> None:
     print(f"{what}: {source}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -121,6 +137,25 @@ def unreachable(url: str) -> str | None:
     return None if _answers[url] else f"no answer from {url}"
 
 
+def is_pickle(filename: str) -> bool:
+    """Whether the file's name is that of a pickle, as PyTorch writes them."""
+    return re.search(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", filename) is not None
+
+
+def verify_blob(path: Path, name: str, expected: str | None) -> None:
+    """Compare a file in the hub's cache with its checksum; a wrong one is removed, and CourseError raised."""
+    blob = path.resolve().name  # the hub's cache calls a large file by its sha256
+    expected = expected or (blob if re.fullmatch("[0-9a-f]{64}", blob) else None)
+    if expected and not mirror.has_digest(path, expected):
+        found = mirror.sha256(path)
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise CourseError(
+            f"{name} from the hub: expected sha256 {expected[:12]}…, found {found[:12]}…:"
+            " the file was removed, run it again or set COURSE_MIRROR"
+        )
+
+
 def from_mirror(kind: str, repo: str, filename: str) -> Found | None:
     """The file in the mirror, verified; None without a mirror, or where the mirror never had it."""
     path = mirror.look_up(kind, repo, filename)
@@ -132,7 +167,7 @@ def from_hub(kind: str, repo: str, filename: str) -> Found:
 
     Raises NotAvailable when it cannot be had, CourseError for a pickle or a wrong checksum.
     """
-    if re.search(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", filename):
+    if is_pickle(filename):
         raise CourseError(f"{repo}/{filename}: expected safetensors, found a pickle, which may run code: not loaded")
     if (kind, repo) not in PINNED:
         raise NotAvailable(f"{repo}/{filename}: the course pins no revision of it on the hub")
@@ -154,17 +189,8 @@ def from_hub(kind: str, repo: str, filename: str) -> Found:
         try:
             path = Path(hf_hub_download(repo, filename, endpoint=endpoint, **where))
         except Exception as error:  # its kinds differ between versions of huggingface_hub
-            raise NotAvailable(f"{repo}/{filename}: not delivered, {_first_line(error)}") from error
-    blob = path.resolve().name  # the hub's cache calls a large file by its sha256
-    expected = pin.sha256.get(filename) or (blob if re.fullmatch("[0-9a-f]{64}", blob) else None)
-    if expected and not mirror.has_digest(path, expected):
-        found = mirror.sha256(path)
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise CourseError(
-            f"{repo}/{filename} from the hub: expected sha256 {expected[:12]}…, found {found[:12]}…:"
-            " the file was removed, run it again or set COURSE_MIRROR"
-        )
+            raise NotAvailable(f"{repo}/{filename}: not delivered, {first_line(error)}") from error
+    verify_blob(path, f"{repo}/{filename}", pin.sha256.get(filename))
     return Found(path, "hub")
 
 
@@ -192,23 +218,43 @@ def _from_tiktoken(kind: str, repo: str, filename: str) -> Found:
             tiktoken.registry.ENCODINGS.pop("gpt2", None)  # it would not look at its files again
             tiktoken.get_encoding("gpt2")
         except Exception as error:
-            raise NotAvailable(f"tokenizer gpt2: not delivered, {_first_line(error)}") from error
+            raise NotAvailable(f"tokenizer gpt2: not delivered, {first_line(error)}") from error
     if not path.is_file():
         raise NotAvailable(f"tiktoken/{filename}: not among tiktoken's files")
     return Found(path, "hub")
 
 
-def tokenizer(name: str) -> tiktoken.Encoding:
-    """A tokenizer by name: "stories2048", kept in the package, or "gpt2", from the mirror or the network.
+def model(path_or_repo: str | Path, weights: bool = True) -> Path:
+    """A model's folder of Hugging Face files, or its `.gguf` file, on this machine: see `utils/models.py`.
 
-    Raises NotAvailable when "gpt2" is in neither, CourseError for any other name.
+    Without `weights`, at least settings and tokenizer. Raises NotAvailable when no source has it, CourseError when one
+    has it wrong or a path leads nowhere.
+    """
+    from utils import models  # which itself looks in here
+
+    return models.find(path_or_repo, weights)
+
+
+def tokenizer(name: str | Path) -> "tiktoken.Encoding | chat.Tokenizer":
+    """A tokenizer by name: "stories2048", kept in the package; "gpt2", from the mirror or the network; a model's own.
+
+    Raises NotAvailable when it is in no source, CourseError for any other name.
     """
     if name == "stories2048":
         from utils import tokenizer as own
 
         return own.encoding(own.load(Path(__file__).parent / "assets" / "stories2048.tiktoken"), name)
     if name != "gpt2":
-        raise CourseError(f"tokenizer: expected stories2048 or gpt2, found {name!r}: choose one of the two")
+        if "/" not in str(name) and not Path(name).exists():
+            raise CourseError(
+                f"tokenizer: expected stories2048, gpt2, a model's path or its repository (owner/name), found {name!r}"
+            )
+        from utils import chat, gguf
+
+        path = model(name, weights=False)
+        if path.is_file():
+            return chat.Tokenizer(gguf.read(path).tokenizer_files(), str(name))
+        return chat.Tokenizer.from_folder(path)
     found = [from_mirror("tiktoken", "", filename) for filename in GPT2_SHA256]
     if not all(found):  # both from one place: tiktoken looks into one folder
         found = [_from_tiktoken("tiktoken", "", filename) for filename in GPT2_SHA256]

@@ -130,7 +130,7 @@ def _put(source: Path, target: Path) -> dict:
 def fill(root: Path, small: bool = False) -> list[str]:
     """Bring everything the course reads into the folder `root`; returns why the rest could not be had.
 
-    `small` leaves out what only the profiles colab and large read (1.9 GB of stories).
+    `small` leaves out what only the profiles colab and large read: 1.9 GB of stories, the 3.6 GB of R1's weights.
     """
     from utils import hub  # which itself looks into mirrors
 
@@ -164,7 +164,7 @@ def fill(root: Path, small: bool = False) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.hub", description="Fill a mirror for COURSE_MIRROR.")
     parser.add_argument("--mirror", type=Path, required=True, metavar="DIR", help="the folder to fill")
-    parser.add_argument("--small", action="store_true", help="only what the profiles smoke and cpu read (20 MB)")
+    parser.add_argument("--small", action="store_true", help="only what the profiles smoke and cpu read (about 300 MB)")
     arguments = parser.parse_args()
     try:
         missing = fill(arguments.mirror, arguments.small)
