@@ -444,7 +444,16 @@ def fill(target: Path, *flags: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def test_fill_from_a_mirror_resume_and_repair(small_mirror, tiny_gpt2, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def few_files(monkeypatch):
+    """A course that reads the stories and GPT-2's tokenizer only."""
+    every = hub.course_files
+    monkeypatch.setattr(
+        hub, "course_files", lambda small=False: [f for f in every(small) if f[0] == "tiktoken" or f[1] == REPO]
+    )
+
+
+def test_fill_from_a_mirror_resume_and_repair(few_files, small_mirror, tiny_gpt2, tmp_path, monkeypatch, capsys):
     source = {name: (small_mirror / name).read_bytes() for name in (TRAIN, VALID)}
     write_mirror(small_mirror, source | {f"tiktoken/{name}": content for name, content in tiny_gpt2.items()})
     target = tmp_path / "filled"
@@ -460,7 +469,7 @@ def test_fill_from_a_mirror_resume_and_repair(small_mirror, tiny_gpt2, tmp_path,
     assert data.load_stories().texts == stories.generate(20, 5)
 
 
-def test_fill_stopped_in_the_middle_goes_on(small_mirror, tiny_gpt2, tmp_path, monkeypatch):
+def test_fill_stopped_in_the_middle_goes_on(few_files, small_mirror, tiny_gpt2, tmp_path, monkeypatch):
     source = {name: (small_mirror / name).read_bytes() for name in (TRAIN, VALID)}
     write_mirror(small_mirror, source | {f"tiktoken/{name}": content for name, content in tiny_gpt2.items()})
     target, copies = tmp_path / "filled", []
@@ -481,7 +490,7 @@ def test_fill_stopped_in_the_middle_goes_on(small_mirror, tiny_gpt2, tmp_path, m
     assert mirror.read_manifest(target) == mirror.read_manifest(small_mirror)
 
 
-def test_fill_from_the_hub(fake_hub, tiny_gpt2, tmp_path, monkeypatch):
+def test_fill_from_the_hub(few_files, fake_hub, tiny_gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "unreachable", lambda url: None)
     assert mirror.fill(tmp_path / "filled", small=True) == []
     assert (tmp_path / "filled" / VALID).read_bytes() == fake_hub.content

@@ -14,13 +14,14 @@ import numpy as np
 import tiktoken
 from jaxtyping import Int, Int32
 
-from utils import CourseError, hub, profile, stories
+from utils import CourseError, hub, profile, reviews, stories
 
 SEPARATOR = "<|endoftext|>"
 TRAIN, VALID = "TinyStories-train.txt", "TinyStories-valid.txt"
 PIECE = 1 << 22  # bytes read at a time where the whole file is not needed
 HELD_OUT = 500  # stories kept for validation where one file has to serve for both
 BUILT_IN = {"train": (10_000, 0), "validation": (500, 1)}  # stories, seed
+BUILT_IN_REVIEWS = {"train": (4_000, 0), "validation": (500, 1)}
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,38 @@ def load_stories(split: str = "train", limit: int | None = None) -> Stories:
         source = f"built-in generator, seed {seed} ({reason})"
     hub.used(f"{len(texts):,} {split} stories", source)
     return Stories(texts, source)
+
+
+def load_sst2(split: str = "train") -> list[tuple[str, int]]:
+    """SST-2 (Socher et al. 2013) as (sentence, label), 1 positive and 0 negative, from the mirror or the hub.
+
+    `split` is "train" (67,349 sentences, most of them phrases) or "validation" (872). Without either source, built-in
+    reviews, which are easier; prints which. Raises CourseError for another split and for a damaged file.
+    """
+    if split not in BUILT_IN_REVIEWS:
+        raise CourseError(f"split: expected train or validation, found {split!r}")
+    try:
+        found = hub.fetch("datasets", hub.SST2, f"data/{split}-00000-of-00001.parquet")
+    except hub.NotAvailable as reason:
+        n, seed = BUILT_IN_REVIEWS[split]
+        rows = reviews.generate(n, seed)
+        if split == "validation":  # a sentence may come out of both seeds
+            seen = {sentence for sentence, _ in reviews.generate(*BUILT_IN_REVIEWS["train"])}
+            rows = [row for row in rows if row[0] not in seen]
+        hub.used(f"{len(rows):,} {split} reviews", f"built-in generator, seed {seed} ({reason})")
+        return rows
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(found.path, columns=["sentence", "label"])
+        rows = [(row["sentence"].strip(), int(row["label"])) for row in table.to_pylist()]
+    except (pyarrow.ArrowException, AttributeError, TypeError, ValueError, OSError) as error:
+        said = str(error).splitlines()[0]
+        raise CourseError(f"{found.path.name}: expected a table of sentence and label, found {said}") from error
+    if not rows or {label for _, label in rows} - {0, 1}:
+        raise CourseError(f"{found.path.name}: expected sentences labelled 0 or 1, found {len(rows)} rows of others")
+    hub.used(f"{len(rows):,} {split} reviews of SST-2", found.source)
+    return rows
 
 
 def encode(texts: list[str], tok: tiktoken.Encoding) -> list[Int32[np.ndarray, " T"]]:
