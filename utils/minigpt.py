@@ -177,8 +177,11 @@ class MiniGPT(nnx.Module):
     def __call__(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None):
         """Logits [B, T, V]; with a cache (and positions [B, T]), the pair (logits, updated cache)."""
         x, cache = self.hidden(tokens, positions, cache)
-        logits = self.embed_tokens.attend(x).astype(jnp.float32)
-        return logits if cache is None else (logits, cache)
+        return self.logits(x) if cache is None else (self.logits(x), cache)
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """The output layer: the embedding table read backwards, in float32."""
+        return self.embed_tokens.attend(x).astype(jnp.float32)
 
     def new_cache(self, batch_size: int, slots: int | None = None) -> Cache:
         """An empty KV cache for `batch_size` rows of `slots` tokens (the whole context by default)."""
