@@ -18,7 +18,7 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute alone sync student assignments check format test-browser mirror linkcheck constraints clean
+.PHONY: help install book test lab serve execute alone sync student assignments check format test-browser test-parity mirror linkcheck constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ test-browser: book  ## the built site in a real Chromium
 
 linkcheck: install  ## ask every link to another site (needs the network)
 	@$(BIN)/python tools/linkcheck.py
+
+test-parity: install  ## the tests against torch, transformers and peft, which it installs (several GB)
+	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)" --constraints "$(CONSTRAINTS)" --requirements requirements-parity.txt
+	@$(BIN)/python -m pytest -m "parity and not browser" $(PYTEST_ARGS)
 
 mirror: install  ## fill a classroom mirror of data and models (MIRROR=DIR)
 	@$(BIN)/python -m utils.hub --mirror "$(MIRROR)"

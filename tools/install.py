@@ -122,7 +122,9 @@ def main():
 
     files = requirement_files(args.requirements) + ([args.constraints] if args.constraints else [])
     wanted = digest(files, python)
-    stamp = os.path.join(args.venv, ".installed")
+    # One stamp for each file of requirements: what is installed on top (requirements-parity.txt) leaves the first valid.
+    extra = os.path.basename(args.requirements)[:-4].replace("requirements", "", 1)
+    stamp = os.path.join(args.venv, ".installed" + extra)
     if keep and os.path.isfile(stamp):
         with open(stamp, encoding="utf-8") as f:
             if f.read().strip() == wanted:
