@@ -79,6 +79,11 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise CourseError(f"{name}: expected a positive number, found {value!r}")
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise CourseError(f"dtype: expected float32, float16 or bfloat16, found {self.dtype!r}")
+        for name, ids in (("bos_token_id", (self.bos_id or 0,)), ("eos_token_id", self.eos_ids)):
+            if not all(isinstance(i, int) and 0 <= i for i in ids):
+                raise CourseError(f"{name}: expected token ids, found {ids}")
 
     @classmethod
     def from_hf(cls, source: str | Path | dict) -> "Config":
@@ -188,7 +193,11 @@ def _from_hf(hf: dict) -> Config:
         raise CourseError(f"num_attention_heads, hidden_size: expected whole numbers, found {heads!r}, {width!r}")
     if hf.get("head_dim") is None and width % heads:
         raise CourseError(f"hidden_size: expected a multiple of num_attention_heads ({heads}), found {width}")
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    rope = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(part := hf.get(name) or {}, dict):
+            raise CourseError(f"{name}: expected an object, found {str(part)[:60]!r}: is config.json whole?")
+        rope |= part
     eos = hf.get("eos_token_id")
     bias = hf.get("attention_bias", False) if kind == "llama" else True
     return Config(
@@ -223,6 +232,9 @@ def _rope_scaling(rope: dict) -> Llama3Scaling | None:
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if missing := [name for name in names if rope.get(name) is None]:
         raise CourseError(f"rope_scaling: expected {missing[0]}, found nothing: is config.json whole?")
+    for name in names:
+        if not isinstance(rope[name], int | float) or not 0 < rope[name] < math.inf:
+            raise CourseError(f"rope_scaling: {name}: expected a positive number, found {rope[name]!r}")
     return Llama3Scaling(*(rope[name] for name in names))
 
 
