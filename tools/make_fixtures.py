@@ -11,6 +11,7 @@ A seed is passed over when one of its greedy choices is nearly a tie, since anot
 when it repeats itself, or when it ends early.
 """
 
+import copy
 import json
 import platform
 import shutil
@@ -194,14 +195,15 @@ def old_style(config: dict) -> dict:
 
 def write_config(folder: Path, dtype: str, rewrite) -> None:
     path = folder / "config.json"
-    config = json.loads(path.read_text()) | {"dtype": dtype}  # transformers leaves some out
+    config = json.loads(path.read_text()) | {"dtype": dtype}
     path.write_text(json.dumps(rewrite(dict(sorted(config.items()))), indent=1) + "\n")
 
 
 def checkpoint(name: str, config, *, seed: int) -> None:
     folder = HOME / name
     shutil.rmtree(folder, ignore_errors=True)
-    model = build(config, seed)
+    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    model = build(copy.deepcopy(config), seed)
     known, metadata = config.vocab_size, {}
     tokens = torch.randint(3, known, (2, T), generator=torch.Generator().manual_seed(seed))
     if name in TOKENIZERS:
@@ -216,7 +218,6 @@ def checkpoint(name: str, config, *, seed: int) -> None:
         if known < config.vocab_size:  # rows that would win if anyone looked at them
             with torch.no_grad():
                 model.lm_head.weight[known:] *= 2
-    dtype = str(config.dtype or "float32").removeprefix("torch.")
     model = model.to(getattr(torch, dtype))
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
