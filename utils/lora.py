@@ -14,8 +14,8 @@ A starts random, B at zero: an adapted model starts exactly at its base. Only A 
     mine = lora.adapter(model); lora.swap(model, other)             # adapters are states on one base
     lora.save_adapter(model, "folder"); lora.load_adapter(model, "folder")
 
-Layers may be stacked (kernel [L, in, out], as in every model of this course): A, B and s then get the same leading axis L,
-so that each layer has an adapter, a rank and a scale of its own; s = 0 switches a layer off.
+Layers may be stacked (weights with a leading axis L, as in every model of this course): A, B and s then get the same
+axis, so that each layer has an adapter, a rank and a scale of its own; s = 0 switches a layer off.
 """
 
 import contextlib
@@ -31,7 +31,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from utils import CourseError
+from utils import CourseError, transformer
+
+LINEAR = (nnx.Linear, transformer.Linear)
+TABLE = (nnx.Embed, transformer.Embed)
 
 
 class Scale(nnx.Variable):
@@ -120,24 +123,23 @@ class Adapter(nnx.Module):
         A, B = self.lora_A[...], self.lora_B[...]
         return self.scale[...][..., None, None] * jnp.einsum("...or,...ri->...oi", B, A)
 
-    def weight(self) -> nnx.Variable:
+    def matrix(self) -> nnx.Variable:
         """The variable that `merge` changes."""
-        return self.base.kernel
+        return matrix(self.base)
 
     def oriented(self, delta):
-        """Delta W in the layout of `weight`: flax keeps a linear kernel as [in, out]."""
-        return jnp.swapaxes(delta, -1, -2)
+        """Delta W in the layout of `matrix`: flax keeps a linear kernel as [in, out], Hugging Face as [out, in]."""
+        return jnp.swapaxes(delta, -1, -2) if isinstance(self.base, nnx.Linear) else delta
 
 
 class LoRALinear(Adapter):
-    """`nnx.Linear` with an adapter: x [..., in] -> [..., out]."""
+    """A linear layer (flax's or `transformer.Linear`) with an adapter: x [..., in] -> [..., out]."""
 
     @classmethod
-    def from_linear(cls, linear: nnx.Linear, *, rank: int, alpha: float, rngs: nnx.Rngs, **options) -> "LoRALinear":
+    def from_linear(cls, linear: nnx.Module, *, rank: int, alpha: float, rngs: nnx.Rngs, **options) -> "LoRALinear":
         """The same layer with an adapter beside it; it gives exactly the same output until B is trained."""
-        kernel = linear.kernel
-        stack = kernel.shape[0] if kernel.ndim == 3 else None
-        return cls(linear, features=tuple(kernel.shape[-2:]), stack=stack, rank=rank, alpha=alpha, rngs=rngs, **options)
+        sizes, stack = features(linear)
+        return cls(linear, features=sizes, stack=stack, rank=rank, alpha=alpha, rngs=rngs, **options)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = self.base(x)
@@ -165,6 +167,18 @@ class LoRATiedHead(Adapter):
 
 
 # -------------------------------------------------------------------------------------------------- finding and injecting
+
+
+def matrix(module: nnx.Module) -> nnx.Variable:
+    """The weights of a linear layer or a table."""
+    name = {nnx.Linear: "kernel", nnx.Embed: "embedding"}.get(type(module), "weight")
+    return getattr(module, name)
+
+
+def features(module: nnx.Module) -> tuple[tuple[int, int], int | None]:
+    """((in, out) of a layer, how many are stacked in it or None). A table is seen as output layer: D in, V out."""
+    *stack, a, b = matrix(module).shape
+    return (a, b) if isinstance(module, nnx.Linear) else (b, a), stack[0] if stack else None
 
 
 def _per_layer(value, depth: int, name: str) -> list:
@@ -225,8 +239,8 @@ def inject(
         raise CourseError(
             f"{type(model).__name__}: already has adapters: swap them with lora.swap, or inject into a fresh base"
         )
-    candidates = {path: (parent, name, m) for path, parent, name, m in everything if isinstance(m, nnx.Linear)}
-    tied = {p: (parent, n, m) for p, parent, n, m in everything if isinstance(m, nnx.Embed) and n == "embed_tokens"}
+    candidates = {path: (parent, name, m) for path, parent, name, m in everything if isinstance(m, LINEAR)}
+    tied = {p: (parent, n, m) for p, parent, n, m in everything if isinstance(m, TABLE) and n == "embed_tokens"}
     is_tied = bool(tied) and not any(path.split(".")[-1] == "lm_head" for path in candidates)
     patterns = [targets] if isinstance(targets, str) else list(targets)
     if not patterns:
@@ -249,9 +263,8 @@ def inject(
     made = []
     for path, (parent, name, module) in chosen.items():
         try:
-            if isinstance(module, nnx.Embed):
-                V, D = module.embedding.shape
-                new = LoRATiedHead(module, features=(D, V), stack=None, **options)
+            if isinstance(module, TABLE):
+                new = LoRATiedHead(module, features=features(module)[0], stack=None, **options)
             else:
                 new = LoRALinear.from_linear(module, **options)
         except CourseError as error:
@@ -318,13 +331,13 @@ def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
             raise CourseError(f"{path}: merge: the table is also the embedding; keep this adapter unmerged")
         if a.merged:
             raise CourseError(f"{path}: merge: is merged already; merging twice would add the change twice")
-        if not jnp.issubdtype(a.weight().dtype, jnp.floating):
+        if not jnp.issubdtype(a.matrix().dtype, jnp.floating):
             raise CourseError(
-                f"{path}: merge: the base is quantised ({a.weight().dtype}) and cannot take the change: "
+                f"{path}: merge: the base is quantised ({a.matrix().dtype}) and cannot take the change: "
                 "dequantise it first, or keep the adapter unmerged"
             )
     for a in found.values():
-        weight = a.weight()
+        weight = a.matrix()
         if keep:
             a.kept = Kept(weight[...])
         weight[...] = _add(weight[...], a.oriented(a.delta()))
@@ -339,7 +352,7 @@ def unmerge(model: nnx.Module) -> nnx.Module:
         if not a.merged:
             raise CourseError(f"{path}: unmerge: is not merged; subtracting the change would damage the base")
     for a in found.values():
-        weight = a.weight()
+        weight = a.matrix()
         if hasattr(a, "kept"):
             weight[...] = a.kept[...]
             del a.kept

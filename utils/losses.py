@@ -16,22 +16,22 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
-def _summed(head: Callable, learnt, rest, hidden, targets, chunk: int):
-    return _forward(head, learnt, rest, hidden, targets, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
+def _summed(head: Callable, learnt, rest, hidden, targets, weights, chunk: int):
+    return _forward(head, learnt, rest, hidden, targets, weights, chunk)[0]
 
 
-def _forward(head, learnt, rest, hidden, targets, chunk):
-    def chunk_loss(learnt, h, t):
+def _forward(head, learnt, rest, hidden, targets, weights, chunk):
+    def chunk_loss(learnt, h, t, w):
         logits = head(learnt, rest, h).astype(jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, t).sum()
+        return (w * optax.softmax_cross_entropy_with_integer_labels(logits, t)).sum()
 
     def step(carry, chunk):
         total, grads = carry
         loss, (g_learnt, g_hidden) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(learnt, *chunk)
         return (total + loss, jax.tree.map(jnp.add, grads, g_learnt)), g_hidden
 
-    parts = hidden.reshape(-1, chunk, hidden.shape[-1]), targets.reshape(-1, chunk)
+    parts = hidden.reshape(-1, chunk, hidden.shape[-1]), targets.reshape(-1, chunk), weights.reshape(-1, chunk)
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learnt)
     (total, g_learnt), g_hidden = jax.lax.scan(step, start, parts)
     return total, (g_learnt, g_hidden.reshape(hidden.shape))
@@ -39,7 +39,7 @@ def _forward(head, learnt, rest, hidden, targets, chunk):
 
 def _backward(head, chunk, grads, g):
     g_learnt, g_hidden = jax.tree.map(lambda x: (g * x).astype(x.dtype), grads)
-    return g_learnt, None, g_hidden, None
+    return g_learnt, None, g_hidden, None, None
 
 
 _summed.defvjp(_forward, _backward)
@@ -49,20 +49,29 @@ def chunked_cross_entropy(
     head: nnx.Module,
     hidden: Float[Array, "B T D"],
     targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"] | None = None,
     *,
     wrt: nnx.filterlib.Filter = nnx.Param,
     chunk: int = 128,
 ) -> Float[Array, ""]:
-    """Mean cross-entropy in nats per token, of logits = head.attend(hidden), for an embedding used as output layer.
+    """Mean cross-entropy in nats per token, of the logits that `head` makes of `hidden`.
 
-    `wrt` says which of the head's variables are learnt, as in `train.fit`: the others get no gradient, which for a frozen
-    table saves a third of the head's work. `chunk` tokens at a time must divide B T. Gradients are made in the forward
-    pass, so use this for training; a loss alone is cheaper from the plain logits.
+    `head` is a model's output layer: a linear layer, or an embedding table used as one (through its `attend`). `weights`
+    say how much each token counts (0: not at all); the mean is over them. `wrt` says which of the head's variables are
+    learnt, as in `train.fit`: the others get no gradient, which for a frozen table saves a third of the head's work.
+    `chunk` is how many tokens have logits at one time. Gradients are made in the forward pass, so use this for training;
+    a loss alone is cheaper from the plain logits.
     """
     graph, learnt, rest = nnx.split(head, wrt, ...)
 
     def logits(learnt, rest, h):
-        return nnx.merge(graph, learnt, rest).attend(h)
+        layer = nnx.merge(graph, learnt, rest)
+        return layer.attend(h) if hasattr(layer, "attend") else layer(h)
 
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    return _summed(logits, learnt, rest, flat, targets.reshape(-1), chunk) / targets.size
+    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights.astype(jnp.float32)
+    flat, chunk = hidden.reshape(-1, hidden.shape[-1]), min(chunk, targets.size)
+    missing = -targets.size % chunk  # the last chunk is filled up with tokens of weight zero
+    flat, *rows = (
+        jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in (flat, targets.ravel(), weights.ravel())
+    )
+    return _summed(logits, learnt, rest, flat, *rows, chunk) / weights.sum()

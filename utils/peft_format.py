@@ -15,6 +15,7 @@ import os
 import shutil
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -26,6 +27,11 @@ from utils import CourseError, lora
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
+@jax.jit
+def _first(array):
+    return array.reshape(-1)[:4096]  # compiled, this reads no more than it returns
+
+
 def fingerprint(model: nnx.Module) -> str:
     """sha256 over names, shapes and the first 4,096 numbers of every base array: quick, also for large models."""
     sha = hashlib.sha256()
@@ -35,16 +41,20 @@ def fingerprint(model: nnx.Module) -> str:
         if name.split(".")[-1] not in ("lora_A", "lora_B"):
             array = rows[name][...]
             sha.update(f"{name}{array.shape}{array.dtype}".encode())
-            sha.update(np.asarray(array.reshape(-1)[:4096]).tobytes())
+            sha.update(np.asarray(_first(array)).tobytes())
     return sha.hexdigest()
 
 
-def _name(model: nnx.Module, path: str, a: lora.Adapter, layer: int) -> str:
+def _name(path: str, a: lora.Adapter, layer: int) -> str:
     """The module's name in a Hugging Face model: the layer's number after `layers`, the tied head as `lm_head`."""
     if isinstance(a, lora.LoRATiedHead):
         return "lm_head"
-    full = getattr(model, "hf_prefix", "") + path
-    return full if a.stack is None else full.replace("layers.", f"layers.{layer}.", 1)
+    return _numbered(path, None if a.stack is None else layer)
+
+
+def _numbered(path: str, layer: int | None) -> str:
+    """A path with the number of one layer of the stack: model.layers.q_proj -> model.layers.3.q_proj."""
+    return path if layer is None else path.replace("layers.", f"layers.{layer}.", 1)
 
 
 def _target_modules(model: nnx.Module, adapted: set[str]) -> list[str]:
@@ -52,9 +62,10 @@ def _target_modules(model: nnx.Module, adapted: set[str]) -> list[str]:
     every = set()
     for path, _, _, module in lora.modules(model):
         if isinstance(module, lora.Adapter):
-            every |= {_name(model, path, module, layer) for layer in range(module.stack or 1)}
-        elif isinstance(module, nnx.Linear):
-            every.add(path)
+            every |= {_name(path, module, layer) for layer in range(module.stack or 1)}
+        elif isinstance(module, lora.LINEAR):
+            stack = lora.features(module)[1]
+            every |= {_numbered(path, None if stack is None else layer) for layer in range(stack or 1)}
     last = {name.split(".")[-1] for name in adapted}
     exact = {name for name in every if name.split(".")[-1] in last} == adapted
     return sorted(last if exact else adapted)
@@ -88,7 +99,7 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
                 continue
             used = np.flatnonzero(A[layer].any(axis=1) | B[layer].any(axis=0))
             rank = int(used[-1]) + 1 if used.size else 1
-            name = _name(model, path, a, layer)
+            name = _name(path, a, layer)
             ranks[name], alphas[name] = rank, float(scale[layer]) * rank
             # Slices are not contiguous, and safetensors would write the memory as it lies.
             tensors[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(A[layer, :rank])
@@ -187,18 +198,16 @@ def load_adapter(model: nnx.Module, directory: str | Path, *, check_base: bool =
     for path, _, name, module in lora.modules(model):
         if isinstance(module, lora.Adapter):
             layers[path] = (module.features, module.stack, isinstance(module, lora.LoRATiedHead))
-        elif fresh and isinstance(module, nnx.Linear):
-            kernel = module.kernel.shape
-            layers[path] = (tuple(kernel[-2:]), kernel[0] if len(kernel) == 3 else None, False)
-        elif fresh and isinstance(module, nnx.Embed) and name == "embed_tokens":
-            layers[path] = (tuple(reversed(module.embedding.shape)), None, True)
+        elif fresh and isinstance(module, lora.LINEAR):
+            layers[path] = (*lora.features(module), False)
+        elif fresh and isinstance(module, lora.TABLE) and name == "embed_tokens" and not hasattr(model, "lm_head"):
+            layers[path] = (*lora.features(module), True)
     state, left = {}, dict(tensors)
-    prefix = "base_model.model." + getattr(model, "hf_prefix", "")
     for path, ((inside, outside), stack, tied) in layers.items():
         pairs = []
         for layer in range(stack or 1):
-            part = path if stack is None else path.replace("layers.", f"layers.{layer}.", 1)
-            name = "base_model.model.lm_head" if tied else prefix + part
+            part = "lm_head" if tied else _numbered(path, None if stack is None else layer)
+            name = f"base_model.model.{part}"
             pair = left.pop(f"{name}.lora_A.weight", None), left.pop(f"{name}.lora_B.weight", None)
             if (pair[0] is None) != (pair[1] is None):
                 raise CourseError(f"{directory}: {name}: expected lora_A and lora_B, found only one of them")

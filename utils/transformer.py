@@ -82,7 +82,7 @@ class Config:
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise CourseError(f"dtype: expected float32, float16 or bfloat16, found {self.dtype!r}")
         for name, ids in (("bos_token_id", (self.bos_id or 0,)), ("eos_token_id", self.eos_ids)):
-            if not all(isinstance(i, int) and 0 <= i for i in ids):
+            if not all(isinstance(i, int) and i >= 0 for i in ids):
                 raise CourseError(f"{name}: expected token ids, found {ids}")
 
     @classmethod
@@ -345,7 +345,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         c = config
-        self.head_size = c.head_size
+        self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
         options = dict(dtype=dtype, rngs=rngs)
         self.q_proj = Linear(c.width, c.heads * c.head_size, bias=c.qkv_bias, **options)
         self.k_proj = Linear(c.width, c.kv_heads * c.head_size, bias=c.qkv_bias, **options)
@@ -355,9 +355,8 @@ class Attention(nnx.Module):
     def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T _ H"]]:
         """q [B, T, N, H], k and v [B, T, K, H], before the rotation."""
         if hasattr(self, "qkv_proj"):  # one product instead of three: see `unstacked`
-            outside = self.o_proj.weight.shape[-1]
-            y = self.qkv_proj(x)
-            parts = jnp.split(y, [outside, (outside + y.shape[-1]) // 2], axis=-1)
+            q, k = self.heads * self.head_size, self.kv_heads * self.head_size
+            parts = jnp.split(self.qkv_proj(x), [q, q + k], axis=-1)
         else:
             parts = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
         return [y.reshape(*y.shape[:2], -1, self.head_size) for y in parts]
@@ -546,12 +545,17 @@ class Transformer(nnx.Module):
         """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix. Costs the blocks' memory again.
 
         A decode step reads every weight once and computes next to nothing: slicing a layer out of the stack, or calling
-        three small products instead of one, is then most of its time on a CPU. Adapted layers are kept as they are.
+        three small products instead of one, is then most of its time on a CPU. Layers with an adapter are not joined; an
+        adapter that is merged or disabled is left out.
         """
         graph, stacked = nnx.split(self.model.layers)
         blocks = []
         for i in range(self.config.layers):
             block = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
+            for parent in (block.self_attn, block.mlp):
+                for name, layer in list(vars(parent).items()):
+                    if getattr(layer, "merged", False) or not getattr(layer, "active", True):
+                        setattr(parent, name, layer.base)
             _fuse(block.self_attn, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
             _fuse(block.mlp, ("gate_proj", "up_proj"), "gate_up_proj")
             blocks.append(block)
