@@ -81,11 +81,15 @@ class Safetensors:
                 raise CourseError(f"{index}: expected safetensors files, found {name}: not loaded")
             if not path.is_file():
                 raise CourseError(_missing_file(directory, path, listed is not None))
-            self.where |= _header(path)
-        if listed is not None:
-            for name in sorted(set(listed) ^ set(self.where)):
-                place = f"in {INDEX} alone" if name in listed else f"in {self.where[name][0].name} alone"
-                raise CourseError(f"{directory}: {name}: expected in index and file, found {place}: download it again")
+            found = _header(path)
+            if listed is not None:
+                named = {tensor for tensor, file in listed.items() if file == name}
+                for tensor in sorted(named ^ found.keys()):
+                    place = INDEX if tensor in named else name
+                    raise CourseError(
+                        f"{path}: {tensor}: expected in index and file, found in {place} alone: download it again"
+                    )
+            self.where |= found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for name, (_, _, shape, _) in self.where.items()}
