@@ -328,3 +328,50 @@ def save(model: Transformer, directory: str | Path, *, tokenizer=None, shard_byt
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return directory
+
+
+def save_random(config: Config, directory: str | Path, *, dtype="bfloat16", seed: int = 0) -> Path:
+    """Write a checkpoint of `config`'s full size with random numbers: to try loading, memory and speed without the real one.
+
+    Written tensor by tensor; norms are 1, everything else repeats one block of numbers drawn from N(0, 0.02). Raises `CourseError` when the folder exists or the disk is too small.
+    """
+    directory, dtype = Path(directory), np.dtype(dtype)
+    if directory.exists():
+        raise CourseError(f"{directory}: exists already: name another folder")
+    shapes = _abstract(config)
+    shapes = {
+        name: shapes[path] if layer is None else shapes[path][1:] for name, (path, layer) in names(config).items()
+    }
+    code = next(code for code, found in DTYPES.items() if found == dtype)
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    block = (0.02 * np.random.default_rng(seed).standard_normal((1 << 22) + 7, np.float32)).astype(dtype)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        if shutil.disk_usage(temporary).free < end:
+            raise CourseError(f"{directory}: needs {end / 1e9:.1f} GB of disk: make room, or name another folder")
+        with open(temporary / "model.safetensors", "wb") as file:
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name, shape in shapes.items():
+                left = math.prod(shape)
+                if name.endswith("norm.weight"):
+                    file.write(np.ones(left, dtype).tobytes())
+                    continue
+                while left > 0:
+                    piece = block[:left]
+                    file.write(piece.tobytes())
+                    left -= piece.size
+        (temporary / "config.json").write_text(
+            json.dumps(config.to_hf() | {"torch_dtype": str(dtype)}, indent=1) + "\n"
+        )
+        os.replace(temporary, directory)
+    except OSError as error:
+        raise CourseError(f"{directory}: could not be written ({error}): make room, or name another folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return directory
