@@ -14,6 +14,7 @@ MiniGPT comes with a tiktoken encoding, Qwen2 and Llama with `hub.tokenizer(...)
 import codecs
 import dataclasses
 import functools
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from utils import CourseError
 
+logger = logging.getLogger(__name__)
 CHUNK = 16  # decode steps per call of the device
 DEFAULT_NEW = 512  # new tokens when nobody says how many, and the context has room for them
 
@@ -107,6 +109,7 @@ class Prepared(NamedTuple):
     """A model split for generation: one layout for the prefill, one for decoding (`prepare`)."""
 
     config: Any
+    dtype: Any
     prefill: tuple
     decode: tuple
 
@@ -121,7 +124,8 @@ def prepare(model: nnx.Module) -> Prepared:
         return model
     whole = nnx.split(model)
     unstack = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
-    return Prepared(model.config, whole, nnx.split(model.unstacked()) if unstack else whole)
+    dtype = getattr(model, "dtype", jnp.float32)
+    return Prepared(model.config, dtype, whole, nnx.split(model.unstacked()) if unstack else whole)
 
 
 class _State(NamedTuple):
@@ -251,7 +255,10 @@ class _Row:
 
 
 def cache_bytes(config, batch: int, slots: int, dtype=jnp.bfloat16) -> int:
-    """Bytes of a KV cache: 2 (keys and values) x layers x rows x slots x key/value heads x head size x bytes of a number."""
+    """Bytes of a KV cache: keys and values, for each layer, row, slot, key/value head and number of a head.
+
+    Generation states it before the cache is made, at level INFO of the logger `utils.generate`.
+    """
     heads = getattr(config, "kv_heads", config.heads)
     return 2 * config.layers * batch * slots * heads * config.head_size * jnp.dtype(dtype).itemsize
 
@@ -295,12 +302,11 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
             f"found {max_new_tokens}"
         )
     slots = _up(longest + max_new_tokens - 1, context)
-    needed, free = cache_bytes(config, len(rows), slots, jnp.float32), _free_memory()
+    needed, free = cache_bytes(config, len(rows), slots, getattr(model, "dtype", jnp.float32)), _free_memory()
+    size = f"KV cache: {len(rows)} row{'s'[: len(rows) > 1]} of {slots} tokens: {needed / 1e6:,.1f} MB"
     if needed > free:
-        raise CourseError(
-            f"KV cache: {len(rows)} rows of {slots} tokens need up to {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are there: "
-            "fewer prompts at once, or fewer new tokens"
-        )
+        raise CourseError(f"{size}, but {free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens")
+    logger.info(size)
     lengths = np.array([len(row) for row in rows], np.int32)
     tokens = np.zeros((len(rows), _up(longest, context)), np.int32)
     seen = None if options.repetition_penalty == 1 else np.zeros((len(rows), config.vocab_size), bool)

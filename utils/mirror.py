@@ -161,11 +161,11 @@ def fill(root: Path, small: bool = False) -> list[str]:
     return missing
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m utils.hub", description="Fill a mirror for COURSE_MIRROR.")
     parser.add_argument("--mirror", type=Path, required=True, metavar="DIR", help="the folder to fill")
     parser.add_argument("--small", action="store_true", help="only what the profiles smoke and cpu read (about 300 MB)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     try:
         missing = fill(arguments.mirror, arguments.small)
     except (CourseError, OSError) as problem:

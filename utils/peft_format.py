@@ -12,6 +12,7 @@ would run without complaint and mean nothing.
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -221,10 +222,10 @@ def load_adapter(model: nnx.Module, directory: str | Path, *, check_base: bool =
                 if not (np.isfinite(A).all() and np.isfinite(B).all()):
                     raise CourseError(f"{directory}: {name}: holds NaN or infinity: its training had diverged")
                 short = name.removeprefix("base_model.model.")
-                rank = (config.get("rank_pattern") or {}).get(short, config["r"])
+                rank = _of_pattern(config, "rank_pattern", short, config["r"])
                 if rank != len(A):
                     raise CourseError(f"{directory}: {name}: {CONFIG} says rank {rank}, the tensor has rank {len(A)}")
-                alpha = (config.get("alpha_pattern") or {}).get(short, config["lora_alpha"])
+                alpha = _of_pattern(config, "alpha_pattern", short, config["lora_alpha"])
                 scale = alpha / (np.sqrt(rank) if config.get("use_rslora") else rank)
                 pairs.append((layer, A, B, np.float32(scale)))
         if pairs:
@@ -243,6 +244,17 @@ def load_adapter(model: nnx.Module, directory: str | Path, *, check_base: bool =
         lora.inject(model, rank=1, alpha=1, targets=names, dropout=config.get("lora_dropout", 0.0), rngs=nnx.Rngs(0))
     lora.swap(model, state)
     return model
+
+
+def _of_pattern(config: dict, which: str, name: str, default):
+    """PEFT's rule: a key is a regular expression for the end of a module's name, and the first one that matches counts."""
+    for pattern, value in (config.get(which) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", name):
+                return value
+        except re.error as error:
+            raise CourseError(f"{CONFIG}: {which}: {pattern!r} is not a regular expression ({error})") from None
+    return default
 
 
 def _stacked(pairs, stack, inside: int, outside: int) -> dict[str, np.ndarray]:

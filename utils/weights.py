@@ -333,7 +333,8 @@ def save(model: Transformer, directory: str | Path, *, tokenizer=None, shard_byt
 def save_random(config: Config, directory: str | Path, *, dtype="bfloat16", seed: int = 0) -> Path:
     """Write a checkpoint of `config`'s full size with random numbers: to try loading, memory and speed without the real one.
 
-    Written tensor by tensor; norms are 1, everything else repeats one block of numbers drawn from N(0, 0.02). Raises `CourseError` when the folder exists or the disk is too small.
+    Written tensor by tensor; norms are 1, everything else repeats one block of numbers drawn from N(0, 0.02). Raises
+    `CourseError` when the folder exists or the disk is too small.
     """
     directory, dtype = Path(directory), np.dtype(dtype)
     if directory.exists():
