@@ -3,7 +3,8 @@
 The tokenizer widget must give exactly the ids that Python gives. Two things decide them: the merges (the kept file
 `utils/assets/stories2048.tiktoken`) and what counts as a letter, a number or white space. Browsers differ in the
 last, by their Unicode version, so both are written here from the installed tiktoken: the page holds no second copy
-kept by hand.
+kept by hand. Numbers that a tool measured lie beside the scripts as JSON (`port-detective.json`), and are written as
+`port-detective-data.js`.
 """
 
 from __future__ import annotations
@@ -61,18 +62,24 @@ def tokenizer_data(path: Path) -> dict:
     }
 
 
+def write_script(folder: Path, name: str, data: dict) -> None:
+    """A script, not JSON: a page opened from disk may load scripts, but not fetch files."""
+    text = json.dumps(data, separators=(",", ":"))
+    (folder / f"{name}.js").write_text(f'Course.data("{name}", {text});\n', "utf8")
+
+
 def write_data(app: Sphinx, exception: Exception | None) -> None:
     """Put the data beside the widget's script in the finished site."""
     if exception is not None or app.builder.format != "html":
         return
+    target = Path(app.outdir) / "_static" / "widgets"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted((Path(app.srcdir) / "book" / "_static" / "widgets").glob("*.json")):
+        write_script(target, f"{file.stem}-data", json.loads(file.read_text("utf8")))
     source = Path(app.srcdir) / "utils" / "assets" / f"{NAME}.tiktoken"
     if not source.is_file():
         return
-    data = json.dumps(tokenizer_data(source), separators=(",", ":"))
-    target = Path(app.outdir) / "_static" / "widgets" / f"{NAME}.js"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A script, not JSON: a page opened from disk may load scripts, but not fetch files.
-    target.write_text(f'Course.data("{NAME}", {data});\n', "utf8")
+    write_script(target, NAME, tokenizer_data(source))
 
 
 def setup(app: Sphinx) -> dict:
