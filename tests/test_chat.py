@@ -23,7 +23,8 @@ R1_LIKE = (
     "{% if add_generation_prompt %}{{ '<A><think>\\n' }}{% endif %}"
 )
 CHATML = (
-    "{% for m in messages %}\n  {% set role = m['role'] %}\n{{ '<U>' + role + '\\n' + m['content'] | trim }}</s>\n{% endfor %}"
+    "{% for m in messages %}\n  {% set role = m['role'] %}\n"
+    "{{ '<U>' + role + '\\n' + m['content'] | trim }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<U>assistant\n{% endif %}"
 )
 TALK = [
