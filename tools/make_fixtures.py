@@ -254,7 +254,7 @@ def adapter(name: str, *, seed: int, **options) -> None:
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=1) + "\n")
-    known = len(transformers.AutoTokenizer.from_pretrained(base))
+    known = len(tokenizer(adds_bos=False))
     with safetensors.safe_open(base / "reference.safetensors", "pt") as file:
         tokens, plain = file.get_tensor("tokens").long(), file.get_tensor("logits")
     found = reference(model.merge_and_unload(), tokens, known)
