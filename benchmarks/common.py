@@ -1,0 +1,62 @@
+"""What the benchmarks share: one JSON line per result, sides that take turns, and the machine's own matrix speed."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def has(*packages: str) -> bool:
+    """Whether the peer is installed."""
+    return all(version(package) for package in packages)
+
+
+def report(**row) -> None:
+    packages = ("jax", "flax", "torch", "transformers", "peft")
+    versions = {"python": platform.python_version()} | {p: v for p in packages if (v := version(p))}
+    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    print(json.dumps(row | {"device": device, "versions": versions}), flush=True)
+
+
+def seconds(call) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def take_turns(sides: dict, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each side (a function that waits for its result) in each round, in an order that rotates."""
+    names = list(sides)
+    for _ in range(warm_up):
+        for name in names:
+            sides[name]()
+    found = {name: [] for name in names}
+    for i in range(rounds):
+        for j in range(len(names)):
+            name = names[(i + j) % len(names)]
+            found[name].append(seconds(sides[name]))
+    return found
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """How many times quicker: the median of the ratios within a round, which a slow spell of the machine leaves alone."""
+    return round(statistics.median(a / b for a, b in zip(slow, fast)), 3)
+
+
+def matrix_product(dtype, size: int):
+    """(a function that makes one size x size product and waits for it, its floating-point operations)."""
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
+    run = jax.jit(jnp.matmul)
+    return lambda: run(a, b).block_until_ready(), 2 * size**3
