@@ -109,7 +109,7 @@ class Prepared(NamedTuple):
     """A model split for generation: one layout for the prefill, one for decoding (`prepare`)."""
 
     config: Any
-    dtype: Any
+    cache_dtype: Any
     prefill: tuple
     decode: tuple
 
@@ -124,8 +124,8 @@ def prepare(model: nnx.Module) -> Prepared:
         return model
     whole = nnx.split(model)
     unstack = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
-    dtype = getattr(model, "dtype", jnp.float32)
-    return Prepared(model.config, dtype, whole, nnx.split(model.unstacked()) if unstack else whole)
+    cache_dtype = getattr(model, "cache_dtype", jnp.float32)
+    return Prepared(model.config, cache_dtype, whole, nnx.split(model.unstacked()) if unstack else whole)
 
 
 class _State(NamedTuple):
@@ -302,7 +302,7 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
             f"found {max_new_tokens}"
         )
     slots = _up(longest + max_new_tokens - 1, context)
-    needed, free = cache_bytes(config, len(rows), slots, getattr(model, "dtype", jnp.float32)), _free_memory()
+    needed, free = cache_bytes(config, len(rows), slots, getattr(model, "cache_dtype", jnp.float32)), _free_memory()
     size = f"KV cache: {len(rows)} row{'s'[: len(rows) > 1]} of {slots} tokens: {needed / 1e6:,.1f} MB"
     if needed > free:
         raise CourseError(f"{size}, but {free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens")

@@ -115,8 +115,8 @@ class Adapter(nnx.Module):
         if self.dropout and hasattr(self, "key"):
             keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
-        A, B = self.lora_A[...].astype(x.dtype), self.lora_B[...].astype(x.dtype)
-        return self.scale[...].astype(x.dtype) * ((x @ A.T) @ B.T)
+        linear = transformer.linear
+        return self.scale[...].astype(x.dtype) * linear(linear(x, self.lora_A[...]), self.lora_B[...])
 
     def delta(self) -> Float[Array, "*L out in"]:
         """Delta W = s B A in float32, per layer of a stack."""

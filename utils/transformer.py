@@ -16,6 +16,7 @@ V vocabulary, L layers.
 """
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -241,6 +242,32 @@ def _rope_scaling(rope: dict) -> Llama3Scaling | None:
 # --------------------------------------------------------------------------------------------------------------- pieces
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(axes: str, a: Array, b: Array) -> Array:
+    """`jnp.einsum(axes, a, b)` of two arrays of one dtype, summed in float32: "Ni,oi->No" is x W^T.
+
+    Every axis must be in two of the three terms, so that each derivative is such a product again. The one reason for its
+    being here: XLA multiplies bfloat16 three times faster on a CPU when it is asked for a float32 result, and asked for a
+    bfloat16 one it converts the weights first, every time. A derivative made by JAX would ask for the slow kind.
+    """
+    if a.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+        return jnp.einsum(axes, a, b)
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+
+
+def _product_forward(axes, a, b):
+    return product(axes, a, b), (a, b)
+
+
+def _product_backward(axes, factors, g):
+    (left, right), out = axes.split("->")[0].split(","), axes.split("->")[1]
+    a, b = factors
+    return product(f"{out},{right}->{left}", g, b), product(f"{out},{left}->{right}", g, a)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 def rms_norm(x: Float[Array, "... D"], weight: Float[Array, "D"], eps: float) -> Float[Array, "... D"]:
     """x over its root mean square, times a learnt weight (Zhang and Sennrich 2019). In float32, returned in x's dtype."""
     x32 = x.astype(jnp.float32)
@@ -280,16 +307,23 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention (Ainslie et al. 2023): query head n reads key/value head n // G. Softmax in float32.
 
-    `mask` [T, S] or [B, T, S] says which slots a token may look at. The same function as
-    `jax.nn.dot_product_attention`; written out, because on a CPU these einsums are quicker.
+    `mask` [T, S] or [B, T, S] says which slots a token may look at. Computed in the keys' dtype, returned in that of q. The
+    same function as `jax.nn.dot_product_attention`; written out, because on a CPU these products are quicker.
     """
     B, T, N, H = q.shape
-    K = k.shape[2]
-    q = q.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, k).astype(jnp.float32) * H**-0.5
+    groups = jnp.einsum("BTKGH->BKGTH", q.reshape(B, T, k.shape[2], -1, H)).astype(k.dtype)
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)  # [B, K, S, H]: one matrix product for each row and head
+    scores = product("BKGTH,BKSH->BKGTS", groups, k).astype(jnp.float32) * H**-0.5
     mask = mask if mask.ndim == 2 else mask[:, None, None]
     weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(B, T, N, H)
+    y = product("BKGTS,BKSH->BKGTH", weights, v)
+    return jnp.einsum("BKGTH->BTKGH", y).reshape(B, T, N, H).astype(q.dtype)
+
+
+def linear(x: Float[Array, "... in"], weight: Float[Array, "out in"]) -> Float[Array, "... out"]:
+    """W x for every x, in x's dtype."""
+    y = product("Ni,oi->No", x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Module):
@@ -301,7 +335,7 @@ class Linear(nnx.Module):
             self.bias = nnx.Param(jnp.zeros(outside, dtype))
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        y = x @ self.weight[...].astype(x.dtype).T
+        y = linear(x, self.weight[...])
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -316,7 +350,7 @@ class Embed(nnx.Module):
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """The table as output layer."""
-        return x @ self.weight[...].T
+        return linear(x, self.weight[...])
 
 
 class RMSNorm(nnx.Module):
@@ -333,11 +367,12 @@ class RMSNorm(nnx.Module):
 class Cache(NamedTuple):
     """Keys and values of the tokens already seen; slot s holds the token at position s.
 
-    `k` and `v` are [L, B, S, K, H], or tuples of L arrays [B, S, K, H] for a model whose layers are unstacked.
+    `k` and `v` are [L, B, K, S, H], or tuples of L arrays [B, K, S, H] where the layers are unstacked. The slots of a head
+    lie side by side: the order in which attention reads them.
     """
 
-    k: Float[Array, "L B S K H"] | tuple
-    v: Float[Array, "L B S K H"] | tuple
+    k: Float[Array, "L B K S H"] | tuple
+    v: Float[Array, "L B K S H"] | tuple
 
 
 class Attention(nnx.Module):
@@ -439,7 +474,7 @@ class Decoder(nnx.Module):
             positions = jnp.broadcast_to(jnp.arange(T), (B, T))
         cos, sin = rope_tables(positions, self.config)
         if step:
-            slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-3]
+            slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-2]
             # A token sees the slots up to its own position: later ones are empty, or a longer prompt's padding.
             mask = jnp.arange(slots) <= positions[:, :, None]
         else:
@@ -449,11 +484,15 @@ class Decoder(nnx.Module):
         x = self.embed_tokens(tokens)
 
         def put(old, new, *at):
-            """`new` into the slots of the cache; `at` is (layer,) where layers are stacked."""
+            """`new` [B, T, K, H] into the slots of the cache; `at` is (layer,) where layers are stacked."""
             new = new.astype(old.dtype)
             if step:
-                return old.at[(*at, jnp.arange(B)[:, None], positions)].set(new)
+                return old.at[(*at, jnp.arange(B)[:, None], slice(None), positions)].set(new)
+            new = jnp.swapaxes(new, 1, 2)
             return jax.lax.dynamic_update_slice(old, new[None] if at else new, (*at, *[0] * 4))
+
+        def whole(slots):
+            return jnp.swapaxes(slots, 1, 2)  # [B, S, K, H], as `attend` names its axes: the compiler moves nothing
 
         if isinstance(self.layers, Unstacked):
             keys, values = ([], []) if cache is None else (list(cache.k), list(cache.v))
@@ -461,7 +500,7 @@ class Decoder(nnx.Module):
 
                 def store(k, v, i=i):
                     keys[i], values[i] = put(keys[i], k), put(values[i], v)
-                    return (keys[i], values[i]) if step else (k, v)
+                    return (whole(keys[i]), whole(values[i])) if step else (k, v)
 
                 x = getattr(self.layers, str(i))(x, cos, sin, mask, None if cache is None else store)
             return self.norm(x), None if cache is None else Cache(tuple(keys), tuple(values))
@@ -475,14 +514,22 @@ class Decoder(nnx.Module):
             def store(k, v):
                 nonlocal cache
                 cache = Cache(put(cache.k, k, i), put(cache.v, v, i))
-                return (cache.k[i], cache.v[i]) if step else (k, v)
+                return (whole(cache.k[i]), whole(cache.v[i])) if step else (k, v)
 
             x = nnx.merge(graph, layer)(x, cos, sin, mask, None if cache is None else store)
             return (x, cache), x if collect else None
 
         if self.remat:
             block = jax.checkpoint(block, prevent_cse=False)
-        (x, cache), states = jax.lax.scan(block, (x, cache), (layers, jnp.arange(self.config.layers)))
+        # On a CPU, XLA slices and updates a stack of 16-bit floats by way of a float32 copy of the whole stack, in every
+        # iteration. Written out, the loop has no such slices; it takes longer to compile.
+        written_out = x.dtype.itemsize == 2 and jax.default_backend() == "cpu"
+        (x, cache), states = jax.lax.scan(
+            block,
+            (x, cache),
+            (layers, jnp.arange(self.config.layers)),
+            unroll=self.config.layers if written_out else 1,
+        )
         return self.norm(x), states if collect else cache
 
 
@@ -499,6 +546,11 @@ class Transformer(nnx.Module):
     def dtype(self):
         """The dtype of the weights, in which the matrix products are computed."""
         return self.model.embed_tokens.weight.dtype
+
+    @property
+    def cache_dtype(self):
+        """The dtype of a KV cache: that of the weights; float32 on a CPU, which would convert all of it at each step."""
+        return jnp.float32 if jax.default_backend() == "cpu" else self.dtype
 
     @property
     def head(self) -> nnx.Module:
@@ -535,11 +587,11 @@ class Transformer(nnx.Module):
 
     def new_cache(self, batch_size: int, slots: int) -> Cache:
         """An empty KV cache for `batch_size` rows of `slots` tokens; `generate.cache_bytes` says how large it is."""
-        c, layers = self.config, self.model.layers
-        shape = (batch_size, slots, c.kv_heads, c.head_size)
+        c, layers, dtype = self.config, self.model.layers, self.cache_dtype
+        shape = (batch_size, c.kv_heads, slots, c.head_size)
         if isinstance(layers, Unstacked):
-            return Cache(*(tuple(jnp.zeros(shape, self.dtype) for _ in range(c.layers)) for _ in "kv"))
-        return Cache(*(jnp.zeros((c.layers, *shape), self.dtype) for _ in "kv"))
+            return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(c.layers)) for _ in "kv"))
+        return Cache(*(jnp.zeros((c.layers, *shape), dtype) for _ in "kv"))
 
     def unstacked(self) -> "Transformer":
         """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix. Costs the blocks' memory again.
