@@ -22,17 +22,20 @@ OUT = ROOT / "book" / "_static" / "widgets" / "port-detective.json"
 PROBES = [
     ("text", "Read its text", 1, "What does it write, greedily, after “The lighthouse keeper climbed the stairs and”?"),
     ("loss", "Loss on a paragraph", 1, "How surprised is it by ordinary English, in nats per token?"),
-    ("weights-stats", "Statistics of the weights", 1, "Have all tensors the names, means and standard deviations of the file's?"),
+    ("weights-stats", "Statistics of the weights", 1, "Have all tensors the file's names, means and standard deviations?"),
     ("logit-diff", "Logits against a reference", 2, "By how much, at most, does a logit differ from the reference's?"),
     ("top1", "Favourite token", 2, "At what share of positions is the most likely token the reference's?"),
     ("position-0", "Position 0 alone", 2, "By how much do the logits of the very first token differ?"),
-    ("norm-small", "RMSNorm of a small vector", 2, "Which rms has a vector of rms 0.0001 after the norm, its weight taken out?"),
+    ("norm-small", "RMSNorm of a small vector", 2, "What is the rms of a vector of rms 0.0001 after a norm without weight?"),
     ("position-curve", "Error along the text", 3, "How much larger is the error at positions 96–127 than at 1–4?"),
     ("hidden-layer", "Hidden states, block by block", 3, "Which is the first block whose output differs?"),
     ("rotation-off", "Rotation off", 3, "With every position set to 0, in both: how far apart are the logits?"),
-    ("rotation-back", "Rotation backwards", 3, "The port gets negative positions, the reference the usual ones: how far apart?"),
+    ("rotation-back", "Rotation backwards", 3, "Negative positions in the port, usual ones in the reference: how far apart?"),
     ("first-part", "Inside the first block", 4, "Which is the first part of block 0 whose output differs?"),
 ]  # fmt: skip
+
+# Probes whose values a person tells apart by their kind alone ("noise", "rounding", "grows"), not by their exact value.
+BY_READING = ("text", "logit-diff", "top1", "position-0", "position-curve", "rotation-off", "rotation-back")
 
 BUGS = {
     "transposed": (
@@ -120,16 +123,20 @@ def reading(probe: str, value, healthy) -> str:
     if probe == "weights-stats":
         return "Blind to order, to code and to settings." if value == "all agree" else "The weights are not the file's."
     if probe == "top1":
-        return {True: "Always the same favourite."}.get(value > 0.999, f"The reference's favourite in {value:.0%} of places.")
+        kinds = {0.999: "Always", 0.5: "Mostly", 0.2: "Sometimes", -1: "Hardly ever"}
+        return next(f"{word} the reference's favourite." for least, word in kinds.items() if value > least)
     if probe == "norm-small":
-        return "As it should be." if abs(value - healthy) < 0.001 else f"Expected {healthy:.3g}: eps does not do what it should."
+        agrees = abs(value - healthy) < 0.001
+        return "As it should be." if agrees else f"Expected {healthy:.3g}: eps does not do what it should."
     if probe == "position-curve":
         if value == 0:
             return "No error to follow."
-        shape = "It grows along the text" if value > 2 else "It shrinks along the text" if value < 0.5 else "It is there at once, in full"
-        return f"{shape}."
+        if 0.5 <= value <= 2:
+            return "It is there at once, in full."
+        return f"It {'grows' if value > 2 else 'shrinks'} along the text."
     if probe == "hidden-layer":
-        return {"none": "All blocks agree.", "block 0": "Wrong from the first block on."}.get(value, "The blocks before it agree.")
+        said = {"none": "All blocks agree.", "block 0": "Wrong from the first block on."}
+        return said.get(value, "The blocks before it agree.")
     if probe == "first-part":
         return "Block 0 is in order." if value == "none" else "What comes before it agrees."
     if probe == "rotation-back":
@@ -146,9 +153,11 @@ def main() -> None:
     def results(name: str) -> dict:
         found = {}
         for probe, *_ in PROBES:
-            value = symptoms[name][probe]
-            value = value if isinstance(value, str) else float(f"{value:.3g}")
-            found[probe] = {"value": value, "reading": reading(probe, value, symptoms["healthy"][probe])}
+            value, healthy = (
+                x if isinstance(x, str) else float(f"{x:.3g}")
+                for x in (symptoms[name][probe], symptoms["healthy"][probe])
+            )
+            found[probe] = {"value": value, "reading": reading(probe, value, healthy)}
         found["position-curve"]["curve"] = [float(f"{x:.3g}") for x in symptoms[name]["curve"]]
         return found
 
@@ -167,7 +176,11 @@ def main() -> None:
         },
         "prompt": space["PROMPT"],
         "paragraph": space["PARAGRAPH"],
-        "probes": [dict(zip(("id", "name", "cost", "question"), probe)) for probe in PROBES],
+        "probes": [
+            dict(zip(("id", "name", "cost", "question"), probe))
+            | {"told_apart_by": "reading" if probe[0] in BY_READING else "value"}
+            for probe in PROBES
+        ],
         "bugs": [
             {"id": name, "name": title, "explanation": why, "fix": fix, "results": results(name)}
             for name, (title, why, fix) in BUGS.items()

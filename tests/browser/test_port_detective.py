@@ -6,11 +6,13 @@ import importlib.util
 import json
 import re
 import shutil
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, serve
+
+from tests.detective import separates
 
 pytestmark = pytest.mark.browser
 WIDGETS = Path("book") / "_static" / "widgets"
@@ -29,14 +31,15 @@ def bench(site, data, tmp_path_factory):
     shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
     script = f'Course.data("port-detective-data", {json.dumps(data)});'
     (folder / "_static" / "widgets" / "port-detective-data.js").write_text(script, "utf8")
-    (folder / "index.html").write_text(
-        """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
+    page = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
         <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
         <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
         <body><main class="bd-article"><h1>x</h1>
-        <div class="widget" data-widget="port-detective"><p>fallback</p></div></main></body></html>""",
-        "utf8",
-    )
+        <div class="widget" data-widget="port-detective"><p>fallback</p></div></main></body></html>"""
+    (folder / "index.html").write_text(page, "utf8")
+    everything = sum(probe["cost"] for probe in data["probes"])  # the price of all probes
+    div = f"""data-widget="port-detective" data-config='{{"budget": {everything}}}'"""
+    (folder / "all.html").write_text(page.replace('data-widget="port-detective"', div), "utf8")
     return folder
 
 
@@ -71,7 +74,8 @@ def page(browser, bench_address):
 
 def number_of(page, data: dict, bug: dict) -> int:
     """A case in which this bug hides."""
-    cases = page.evaluate("n => [...Array(200).keys()].map((i) => Course.portDetective.culprit(i + 1, n))", len(data["bugs"]))
+    culprits = "n => [...Array(200).keys()].map((i) => Course.portDetective.culprit(i + 1, n))"
+    cases = page.evaluate(culprits, len(data["bugs"]))
     return cases.index(data["bugs"].index(bug)) + 1
 
 
@@ -81,25 +85,26 @@ def same(shown: str, measured) -> bool:
     return float(shown) == pytest.approx(measured, rel=1e-3)
 
 
-def test_every_case_shows_what_was_measured(page, data):
+def test_every_case_shows_what_was_measured(browser, bench_address, data):
     """Each bug, each probe: the port's reading, the healthy model's, the sentence; and the points go down."""
-    counts = set()
-    for bug in data["bugs"]:
-        case = number_of(page, data, bug)
-        counts.add(case)
-        for probe in data["probes"]:
-            page.locator(".detective-case").fill(str(case))
-            page.locator(".detective-case").press("Enter")
-            page.get_by_role("button", name="This case again").click()
-            before = int(page.locator(".widget").get_attribute("data-left"))
-            page.locator(f"[data-probe='{probe['id']}']").click()
-            row = page.locator("li", has=page.locator(f"[data-probe='{probe['id']}']"))
+    context, page = opened(browser, f"{bench_address}/all.html")
+    cases = [number_of(page, data, bug) for bug in data["bugs"]]
+    assert len(set(cases)) == len(cases)
+    for bug, case in zip(data["bugs"], cases):
+        page.locator(".detective-case").fill(str(case))
+        page.locator(".detective-case").press("Enter")
+        left = sum(probe["cost"] for probe in data["probes"])
+        assert int(page.locator(".widget").get_attribute("data-left")) == left
+        page.evaluate("document.querySelectorAll('[data-probe]').forEach((button) => button.click())")
+        assert int(page.locator(".widget").get_attribute("data-left")) == 0
+        rows = page.evaluate("""[...document.querySelectorAll('.detective-probes li')].map((row) => [
+            ...['.detective-here', '.detective-healthy', 'p'].map((s) => row.querySelector(s).textContent)])""")
+        for probe, (here, healthy, reading) in zip(data["probes"], rows, strict=True):
             found = bug["results"][probe["id"]]
-            assert same(row.locator(".detective-here").inner_text(), found["value"]), (bug["id"], probe["id"])
-            assert same(row.locator(".detective-healthy").inner_text(), data["healthy"][probe["id"]]["value"])
-            assert found["reading"] in row.inner_text()
-            assert int(page.locator(".widget").get_attribute("data-left")) == before - probe["cost"]
-    assert len(counts) == len(data["bugs"])
+            assert same(here, found["value"]), (bug["id"], probe["id"])
+            assert same(healthy, data["healthy"][probe["id"]]["value"])
+            assert reading == found["reading"]
+    context.close()
 
 
 def test_a_case_by_keyboard(page, data):
@@ -155,41 +160,33 @@ def test_the_budget_is_enough_for_proof(page, data):
     least, budget = page.evaluate("d => [Course.portDetective.leastCost(d), Course.portDetective.budgetFor(d)]", data)
 
     def apart(chosen) -> bool:
-        pairs = combinations(data["bugs"], 2)
-        return all(any(differs(a["results"][p["id"]]["value"], b["results"][p["id"]]["value"]) for p in chosen) for a, b in pairs)
+        return all(any(separates(p, a, b) for p in chosen) for a, b in combinations(data["bugs"], 2))
 
     sets = [chosen for n in range(len(data["probes"]) + 1) for chosen in combinations(data["probes"], n)]
     assert least == min(sum(p["cost"] for p in chosen) for chosen in sets if apart(chosen))
-    assert least < budget < sum(p["cost"] for p in data["probes"]), "nothing to decide: the budget buys every probe"
+    assert least == budget < sum(p["cost"] for p in data["probes"]), "nothing to decide: the budget buys every probe"
     assert int(page.locator(".widget").get_attribute("data-left")) == budget
 
 
-def differs(a, b) -> bool:
-    """The widget's rule: texts that differ, signs that differ, or a factor of two."""
-    if isinstance(a, str) or isinstance(b, str):
-        return a != b
-    small, large = sorted((abs(a), abs(b)))
-    return large > 0 and (large >= 2 * small or a * b < 0)
-
-
 def test_the_verdict_names_the_probe_that_was_missing(page, data):
-    """Every bug named as every other, with no probe, and with the cheapest one that tells the two apart."""
-    for bug in data["bugs"]:
-        for named in data["bugs"]:
-            if named is bug:
-                continue
-            telling = [p for p in data["probes"] if differs(*(x["results"][p["id"]]["value"] for x in (bug, named)))]
-            judge = """([d, used, named, bug]) => Course.portDetective.judge(d, used.map((i) => d.probes[i]),
-                       d.bugs[named], d.bugs[bug]).join(' ')"""
-            numbers = [data["bugs"].index(named), data["bugs"].index(bug)]
-            text = page.evaluate(judge, [data, [], *numbers])
-            first = re.search(r"“(.*?)” \(\d+ points?\) tells them apart", text)
-            assert first and first[1] in {p["name"] for p in telling if p["cost"] == min(q["cost"] for q in telling)}
-            text = page.evaluate(judge, [data, [data["probes"].index(telling[0])], *numbers])
-            assert text.startswith(f"You had the evidence: “{telling[0]['name']}” reads")
-    everything = list(range(len(data["probes"])))
-    assert "that is proof" in page.evaluate(judge, [data, everything, 0, 0])
-    assert "there was luck in it" in page.evaluate(judge, [data, [], 0, 0])
+    """Every bug named as every other, with no probe, and with the first one that tells the two apart."""
+    telling, questions = {}, []
+    for bug, named in permutations(range(len(data["bugs"])), 2):
+        pair = data["bugs"][bug], data["bugs"][named]
+        telling[bug, named] = [i for i, probe in enumerate(data["probes"]) if separates(probe, *pair)]
+        questions += [[[], named, bug], [telling[bug, named][:1], named, bug]]
+    questions += [[list(range(len(data["probes"]))), 0, 0], [[], 0, 0]]
+    judge = """([d, questions]) => questions.map(([used, named, bug]) => Course.portDetective.judge(
+               d, used.map((i) => d.probes[i]), d.bugs[named], d.bugs[bug]).join(' '))"""
+    *texts, proof, luck = page.evaluate(judge, [data, questions])
+    assert "that is proof" in proof and "there was luck in it" in luck
+    for (pair, probes), blind, seen in zip(telling.items(), texts[::2], texts[1::2], strict=True):
+        least = min(data["probes"][i]["cost"] for i in probes)
+        advised = re.search(r"“([^”]*)” \(\d+ points?\) tells them apart", blind)
+        assert advised and advised[1] in {
+            p["name"] for p in (data["probes"][i] for i in probes) if p["cost"] == least
+        }, pair
+        assert seen.startswith(f"You had the evidence: “{data['probes'][probes[0]]['name']}” reads"), pair
 
 
 def test_a_wrong_answer_as_a_reader_sees_it(page, data):

@@ -14,14 +14,16 @@
     return ((x ^ (x >>> 16)) >>> 0) % count;
   }
 
-  // Whether a person can tell two readings apart: texts that differ, signs that differ, or numbers a factor of two apart.
-  function differs(a, b) {
-    if (typeof a !== 'number' || typeof b !== 'number') return a !== b;
-    const [small, large] = [Math.min(Math.abs(a), Math.abs(b)), Math.max(Math.abs(a), Math.abs(b))];
-    return large > 0 && (large >= 2 * small || a * b < 0);
+  // Whether a person can tell two ports apart by a probe: readings of another kind; or values, when they are texts that differ
+  // or numbers a factor of two apart.
+  function separates(probe, one, other) {
+    const [a, b] = [one.results[probe.id], other.results[probe.id]];
+    if (probe.told_apart_by === 'reading') return a.reading !== b.reading;
+    if (typeof a.value !== 'number' || typeof b.value !== 'number') return a.value !== b.value;
+    const [small, large] = [Math.min(Math.abs(a.value), Math.abs(b.value)), Math.max(Math.abs(a.value), Math.abs(b.value))];
+    return large > 0 && (large >= 2 * small || a.value * b.value < 0);
   }
   const value = (subject, probe) => subject.results[probe.id].value;
-  const separates = (probe, a, b) => differs(value(a, probe), value(b, probe));
   const fits = (suspect, bug, used) => used.every((probe) => !separates(probe, suspect, bug));
 
   // The cheapest set of probes that tells every two bugs apart.
@@ -35,16 +37,23 @@
     }
     return least;
   }
-  // One probe more than the best detective needs, so that one may be spent in vain.
+  // Enough for proof by a fixed list of probes. Who chooses the next one after each reading needs less.
   function budgetFor(data) {
-    const least = leastCost(data);
     const total = data.probes.reduce((sum, probe) => sum + probe.cost, 0);
-    return Math.min(Number.isFinite(least) ? least + Math.min(...data.probes.map((probe) => probe.cost)) : total, total);
+    return Math.min(leastCost(data), total);
   }
 
   function format(found) {
     if (typeof found !== 'number') return `“${found}”`;
     return String(found).length <= 6 ? String(found) : String(Number(found.toPrecision(4)));
+  }
+  // The error at each position, its largest at the top.
+  function sketch(curve) {
+    const top = Math.max(...curve);
+    const at = curve.map((y, x) => `${x},${(38 - (top ? (36 * y) / top : 0)).toFixed(1)}`).join(' ');
+    return element('svg', {viewBox: `0 0 ${curve.length - 1} 40`, preserveAspectRatio: 'none', class: 'detective-curve', role: 'img',
+      'aria-label': `Largest difference in a logit at positions 0 to ${curve.length - 1}, up to ${format(top)}`},
+    element('polyline', {points: at}));
   }
   const points = (n) => `${n} point${n === 1 ? '' : 's'}`;
   const list = (names) => (names.length < 2 ? names.join('') : `${names.slice(0, -1).join(', ')} and ${names[names.length - 1]}`);
@@ -72,7 +81,7 @@
     }
     return said;
   }
-  Course.portDetective = {culprit, differs, leastCost, budgetFor, judge, fits};
+  Course.portDetective = {culprit, separates, leastCost, budgetFor, judge, fits};
 
   Course.widget('port-detective', async (root, config) => {
     const data = await Course.fetchData('port-detective-data');
@@ -156,7 +165,7 @@
       const item = (label, found, kind) => element('div', {}, element('dt', {text: label}), element('dd', {class: kind, text: format(found.value)}));
       rows.get(probe).reading.replaceChildren(
         element('dl', {}, item('this port', here, 'detective-here'), item('healthy', healthy, 'detective-healthy')),
-        element('p', {text: here.reading}));
+        ...(here.curve ? [sketch(here.curve)] : []), element('p', {text: here.reading}));
       said.textContent = `${probe.name}: this port ${format(here.value)}, healthy ${format(healthy.value)}. ${here.reading} ${points(rest - probe.cost)} left.`;
       refresh();
     }
