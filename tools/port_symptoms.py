@@ -30,7 +30,7 @@ PROBES = [
     ("position-curve", "Error along the text", 3, "How much larger is the error at positions 96–127 than at 1–4?"),
     ("hidden-layer", "Hidden states, block by block", 3, "Which is the first block whose output differs?"),
     ("rotation-off", "Rotation off", 3, "With every position set to 0, in both: how far apart are the logits?"),
-    ("rotation-back", "Rotation backwards", 3, "Negative positions in the port, usual ones in the reference: how far apart?"),
+    ("rotation-back", "Rotation backwards", 3, "Negative positions here, the usual ones in the reference: how far apart?"),
     ("first-part", "Inside the first block", 4, "Which is the first part of block 0 whose output differs?"),
 ]  # fmt: skip
 
