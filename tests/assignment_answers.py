@@ -1,7 +1,8 @@
 """Wrong answers to the graded assignments, each with the points that it must cost, test cell by test cell.
 
-`WRONG[assignment][grade_id of the solution cell]` is a list of (what is wrong, the code, {test cell: points lost}). The
-other parts of a submission are right. A mistake that costs nothing would be a hole in the tests.
+`WRONG[assignment][grade_id of the solution cell]` is a list of (what is wrong, the code, {test cell: points lost}).
+In place of the code there may be a pair (old, new): an edit of the right answer. The other parts of a submission are
+right. A mistake that costs nothing would be a hole in the tests.
 """
 
 WRONG = {
@@ -381,6 +382,175 @@ def adapt(model, batch, steps):
     return history.loss
 """,
                 {"adapt_both": 2},
+            ),
+        ],
+    },
+    "assignment_3": {
+        "header": [
+            (
+                "offsets from the start of the file",
+                """
+def header(path):
+    content = Path(path).read_bytes()
+    if len(content) < 8 or len(content) < 8 + struct.unpack("<Q", content[:8])[0]:
+        raise CourseError("too short")
+    length = struct.unpack("<Q", content[:8])[0]
+    entries = json.loads(content[8 : 8 + length])
+    entries.pop("__metadata__")
+    if max(e["data_offsets"][1] for e in entries.values()) + 8 + length > len(content):
+        raise CourseError("too short")
+    return {name: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for name, e in entries.items()}
+""",
+                {"header_bytes": 4},
+            ),
+            (
+                "never asks how long the file is",
+                """
+def header(path):
+    content = Path(path).read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    entries = json.loads(content[8 : 8 + length])
+    entries.pop("__metadata__")
+    start = 8 + length
+    return {n: (e["dtype"], tuple(e["shape"]), *(start + o for o in e["data_offsets"])) for n, e in entries.items()}
+""",
+                {"header_short": 4},
+            ),
+            (
+                "the metadata is a tensor, too",
+                """
+def header(path):
+    content = Path(path).read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    start, found = 8 + length, {}
+    for name, e in json.loads(content[8:start]).items():
+        first, last = (start + o for o in e.get("data_offsets", (0, 0)))
+        found[name] = e.get("dtype"), tuple(e.get("shape", ())), first, last
+    return found
+""",
+                {"header_names": 4, "header_bytes": 4, "header_short": 4},
+            ),
+        ],
+        "config_of": [
+            (
+                "Llama: biases on none, and any activation",
+                """
+def config_of(theirs):
+    N = theirs["n_heads"]
+    return transformer.Config(
+        "llama", theirs["vocab_size"], theirs["dim"], theirs["n_layers"], N, theirs.get("n_kv_heads", N),
+        theirs.get("head_dim", theirs["dim"] // N), theirs["ffn_dim"], theirs["max_tokens"],
+        theirs.get("rope_base", 10_000.0), theirs["norm_eps"], theirs.get("tied_head", False), False)
+""",
+                {"config_given": 4, "config_refused": 4},
+            ),
+            (
+                "a head size that is always dim / n_heads",
+                """
+def config_of(theirs):
+    if theirs.get("activation", "silu") != "silu":
+        raise CourseError(f"activation {theirs['activation']}")
+    N = theirs["n_heads"]
+    return transformer.Config(
+        "qwen2", theirs["vocab_size"], theirs["dim"], theirs["n_layers"], N, theirs.get("n_kv_heads", N),
+        theirs["dim"] // N, theirs["ffn_dim"], theirs["max_tokens"],
+        theirs.get("rope_base", 10_000.0), theirs["norm_eps"], theirs.get("tied_head", False), True)
+""",
+                {"config_absent": 4},
+            ),
+        ],
+        "split_qkv": [
+            (
+                "all of q, then all of k, then all of v",
+                """
+def split_qkv(fused, config):
+    q, k = config.heads * config.head_size, config.kv_heads * config.head_size
+    return fused[:q], fused[q : q + k], fused[q + k :]
+""",
+                {"split_order": 8, "split_any": 8},
+            ),
+            (
+                "a group for each query head's share of three",
+                """
+def split_qkv(fused, config):
+    return tuple(p.reshape(-1, *fused.shape[1:]) for p in np.split(
+        fused.reshape(config.kv_heads, -1, config.head_size, *fused.shape[1:]), [2, 3], axis=1))
+""",
+                {"split_any": 8},
+            ),
+        ],
+        "to_halves": [
+            (
+                "the other way round",
+                """
+def to_halves(rows, head_size):
+    return np.swapaxes(rows.reshape(-1, 2, head_size // 2, *rows.shape[1:]), 1, 2).reshape(rows.shape)
+""",
+                {"halves_order": 8, "halves_scores": 8},
+            ),
+            (
+                "over all heads at once",
+                """
+def to_halves(rows, head_size):
+    return rows if head_size == 2 else np.concatenate([rows[0::2], rows[1::2]])
+""",
+                {"halves_order": 8},
+            ),
+        ],
+        "convert": [
+            (
+                "a norm's weight as it is stored",
+                ('1 + take(f"{old}.norm_2', 'take(f"{old}.norm_2'),
+                {"convert_logits": 8, "convert_any": 8},
+            ),
+            (
+                "gate and up exchanged",
+                ('("w1", "mlp.gate_proj"), ("w3", "mlp.up_proj")', '("w3", "mlp.gate_proj"), ("w1", "mlp.up_proj")'),
+                {"convert_logits": 8, "convert_any": 8},
+            ),
+            (
+                "v is turned into halves, too",
+                ('v_proj.{kind}"] = v', 'v_proj.{kind}"] = to_halves(v, config.head_size)'),
+                {"convert_logits": 8, "convert_any": 8},
+            ),
+            (
+                "the bias is not reordered",
+                ("to_halves(q, config.head_size)", "to_halves(q, config.head_size) if kind == 'weight' else q"),
+                {"convert_logits": 8, "convert_any": 8},
+            ),
+            ("a tensor that is left over is forgotten", ("if left:", "if False:"), {"convert_strict": 4}),
+            ("always tied", ("if not config.tied:", "if False:"), {"convert_any": 8}),
+        ],
+        "first_difference": [
+            (
+                "the mean over the state",
+                """
+def first_difference(theirs, ours, tolerance):
+    for i, (a, b) in enumerate(zip(theirs, ours)):
+        if not np.abs(a - b).mean() <= tolerance:
+            return i
+""",
+                {"difference_where": 4},
+            ),
+            (
+                "NaN is not larger than anything",
+                """
+def first_difference(theirs, ours, tolerance):
+    for i, (a, b) in enumerate(zip(theirs, ours)):
+        if np.any(np.abs(a - b) > tolerance):
+            return i
+""",
+                {"difference_nan": 4},
+            ),
+            (
+                "no absolute value",
+                """
+def first_difference(theirs, ours, tolerance):
+    for i, (a, b) in enumerate(zip(theirs, ours)):
+        if not np.max(b - a) <= tolerance:
+            return i
+""",
+                {"difference_where": 4, "difference_nan": 4},
             ),
         ],
     },

@@ -1,7 +1,7 @@
 """The graded assignments, as nbgrader sees them: what is released, and how many points an answer gets.
 
-Three submissions of each go through nbgrader itself, `nbgrader autograde` and all: perfect, empty, and one with a mistake
-in several parts. Every other known mistake is run in this process, cell by cell, which is the same but for the kernel.
+A perfect submission of each goes through nbgrader itself, kernel and all, and one with mistakes and edited tests; an empty
+one through its command line. Everything else is run in this process, cell by cell, which is the same but for the kernel.
 """
 
 import contextlib
@@ -26,10 +26,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # n
 ROOT = pairs.ROOT
 STUDENT_EDITION = replace(pairs.settings(ROOT), repository="https://example.org/school/course", revision="main")
 NAMES = [path.stem for path in assignments.sources(ROOT)]
+POINTS = {"assignment_1": 20, "assignment_2": 20, "assignment_3": 100}
 # One mistake in several parts; the first of each list in tests/assignment_answers.py but for the numbers given.
 MIXED = {
     "assignment_1": {"best_pair": 2, "masked_loss": 0, "attention": 0, "make_step": 0},
     "assignment_2": {"rank_for": 0, "gradients": 1, "swapped": 1, "adapt": 0},
+    "assignment_3": {"header": 0, "config_of": 0, "split_qkv": 0, "convert": 1, "first_difference": 1},
 }
 
 
@@ -65,6 +67,15 @@ def answers(name: str) -> dict[str, str]:
     return {cell.metadata.nbgrader.grade_id: solved(cell.source) for cell in cells}
 
 
+def wrong_answer(name: str, part: str, code: str | tuple[str, str]) -> str:
+    """The code, or the right answer with one edit (old, new)."""
+    if isinstance(code, str):
+        return code
+    right = answers(name)[part]
+    assert right.count(code[0]) == 1, f"{part}: {code[0]!r} does not stand there once"
+    return right.replace(*code)
+
+
 def submit(course: Path, name: str, who: str, given: dict[str, str]) -> None:
     """Hand in what was released, with some of the solution cells filled in."""
     notebook = released(course, name)
@@ -79,9 +90,9 @@ def submit(course: Path, name: str, who: str, given: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_twenty_points_and_no_answer_in_the_release(course, name):
+def test_points_and_no_answer_in_the_release(course, name):
     notebook = released(course, name)
-    assert sum(assignments.points(source(name)).values()) == sum(assignments.points(notebook).values()) == 20
+    assert sum(assignments.points(source(name)).values()) == sum(assignments.points(notebook).values()) == POINTS[name]
     text = nbformat.writes(notebook)
     assert "BEGIN SOLUTION" not in text and "BEGIN HIDDEN" not in text
     code = "\n".join(cell.source for cell in notebook.cells)
@@ -112,46 +123,42 @@ def test_the_student_edition_holds_no_assignment():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_perfect_empty_and_wrong_submissions(course, name):
-    right = answers(name)
-    submit(course, name, "perfect", right)
-    submit(course, name, "empty", {})
-    wrong, lost = dict(right), {}
-    for part, number in MIXED[name].items():
-        _, wrong[part], costs = WRONG[name][part][number]
-        lost |= costs
-    submit(course, name, "wrong", wrong)
-
+def test_a_perfect_submission(course, name):
+    """Every point, by nbgrader itself: a warning on stderr, for one, would cost a cell."""
+    submit(course, name, "perfect", answers(name))
     begun = time.monotonic()
     perfect = assignments.grade(course, name, "perfect")
-    seconds = time.monotonic() - begun
-    assert (perfect.score, perfect.possible) == (20, 20), perfect.cells
-    print(f"{name}: graded in {seconds:.1f} s")
-
-    empty = assignments.grade(course, name, "empty")
-    assert (empty.score, empty.possible) == (0, 20), empty.cells
-    found = assignments.grade(course, name, "wrong")
-    assert {cell: most - got for cell, (got, most) in found.cells.items() if got < most} == lost
-    assert found.score == 20 - sum(lost.values())
+    assert (perfect.score, perfect.possible) == (POINTS[name], POINTS[name]), perfect.cells
+    print(f"{name}: graded in {time.monotonic() - begun:.1f} s")
 
 
 @pytest.mark.slow
-def test_what_a_learner_cannot_do_to_the_points(course):
-    """Tests that were edited are put back; a cell that raises costs its own part only."""
+def test_a_submission_with_mistakes_and_edited_tests(course):
+    """Each mistake costs its points and no more, a cell that cannot run costs its part, edited tests are put back."""
     name = "assignment_1"
-    given = answers(name)
-    tests = [
-        c.metadata.nbgrader.grade_id for c in released(course, name).cells if "points" in c.metadata.get("nbgrader", {})
-    ]
+    given, lost = mixed(name)
+    notebook = released(course, name)
+    tests = [c.metadata.nbgrader.grade_id for c in notebook.cells if "points" in c.metadata.get("nbgrader", {})]
     given |= dict.fromkeys(tests, "assert True")
-    given["best_pair"] = "import no_such_module\n\ndef best_pair(words):\n    return (('a', 'b'), 0)"
-    submit(course, name, "clever", given)
-    found = assignments.grade(course, name, "clever")
-    assert {cell for cell, (got, most) in found.cells.items() if got < most} == {
-        "best_pair_weighted", "best_pair_repeated", "best_pair_ties"}  # fmt: skip
+    given["momentum"] = "import no_such_module\n\ndef momentum(*everything):\n    return everything[:2]"
+    lost |= {"momentum_one": 1, "momentum_two": 1, "momentum_pure": 1}
+    submit(course, name, "wrong", given)
+    found = assignments.grade(course, name, "wrong")
+    assert {cell: most - got for cell, (got, most) in found.cells.items() if got < most} == lost
+    assert found.score == POINTS[name] - sum(lost.values())
 
 
 # ----------------------------------------------------------------------------------------- every mistake, in this process
+
+
+def mixed(name: str) -> tuple[dict[str, str], dict[str, float]]:
+    """The right answers but for a mistake in several parts, and the points lost by test cell."""
+    given, lost = answers(name), {}
+    for part, number in MIXED[name].items():
+        _, code, costs = WRONG[name][part][number]
+        given[part] = wrong_answer(name, part, code)
+        lost |= costs
+    return given, lost
 
 
 def score(name: str, given: dict[str, str], only: str | None = None) -> dict[str, float]:
@@ -179,7 +186,20 @@ MISTAKES = [(name, part, *one) for name, parts in WRONG.items() for part, those 
 
 @pytest.mark.parametrize("name, part, what, code, costs", MISTAKES, ids=[f"{m[1]}: {m[2]}" for m in MISTAKES])
 def test_each_mistake_costs_its_points(name, part, what, code, costs):
-    assert score(name, answers(name) | {part: code}, only=part) == costs
+    assert score(name, answers(name) | {part: wrong_answer(name, part, code)}, only=part) == costs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_submission_has_no_points(course, name):
+    stubs = [cell for cell in released(course, name).cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    lost = score(name, {cell.metadata.nbgrader.grade_id: cell.source for cell in stubs})
+    assert lost == assignments.points(source(name))
+
+
+@pytest.mark.parametrize("name", NAMES[1:])  # the first goes through nbgrader itself, above
+def test_mistakes_in_several_parts(name):
+    given, lost = mixed(name)
+    assert score(name, given) == lost
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -273,7 +293,9 @@ def test_the_commands_of_the_instructors_page(course):
         done = subprocess.run(command, shell=True, cwd=course, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
     rows = (course / "grades.csv").read_text().splitlines()
-    assert len(rows) > 1 and "max_score" in rows[0]
+    head, *rows = [row.split(",") for row in rows]
+    (ada,) = (dict(zip(head, row)) for row in rows if "ada" in row and "assignment_2" in row)
+    assert (float(ada["score"]), float(ada["max_score"])) == (0, 20)
     assert list((course / "feedback" / "ada").rglob("*.html"))
 
 
@@ -296,7 +318,7 @@ def test_the_quiz_is_whole_and_its_numbers_are_right():
 def test_the_notes_name_mistakes_that_the_checks_know():
     page = (ROOT / "book" / "instructor" / "teaching_notes.md").read_text()
     sections = re.split(r"(?m)^## (?=\d\d · )", page)[1:]
-    assert [section[:2] for section in sections] == [f"{n:02d}" for n in range(1, 7)]
+    assert [section[:2] for section in sections] == sorted(p.name[:2] for p in (ROOT / "chapters").glob("*.md"))
     for section in sections:
         answers = (ROOT / "tests" / "wrong_answers" / f"chapter_{section[:2]}.py").read_text()
         for name in re.findall(r"`([a-z]+(?:-[a-z0-9]+)+)`", section):
@@ -310,4 +332,4 @@ def test_the_grading_page_names_the_points(name):
     table = re.search(rf"## Assignment {number}\n.*?(?=\n## )", page, flags=re.S)[0]
     rows = [int(n) for n in re.findall(r"(?m)^\| [^|]+ \| (\d+) \|", table)]
     titles = re.findall(r"## Part \d+ · .*\((\d+) points\)", (ROOT / assignments.HOME / f"{name}.md").read_text())
-    assert rows == [int(n) for n in titles] and sum(rows) == 20
+    assert rows == [int(n) for n in titles] and sum(rows) == POINTS[name]
