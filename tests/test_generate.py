@@ -1,12 +1,14 @@
 """Generation: the cache changes the speed and nothing else, and a row is never disturbed by its neighbours."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
-from utils import CourseError, generate, tokenizer
+from tests import checkpoints, tiny
+from utils import CourseError, chat, generate, lora, tokenizer
 
 PROMPTS = ["One day", "The little dog was happy and", "", "Once upon a time there was a"]
 
@@ -153,7 +155,7 @@ def test_generation_fills_the_context_and_no_more(model):
         (dict(prompts=[]), "prompts: expected a list"),
         (dict(temperature=-1.0), "temperature: expected 0"),
         (dict(temperature=float("nan")), "temperature: expected 0"),
-        (dict(top_k=0), "top_k: expected at least 1"),
+        (dict(top_k=0), "top_k: expected a whole number of at least 1"),
         (dict(top_p=0.0), "top_p: expected a probability"),
         (dict(top_p=1.5), "top_p: expected a probability"),
         (dict(max_new_tokens=0), "max_new_tokens: expected 1 to"),
@@ -171,3 +173,265 @@ def test_a_tokenizer_of_another_size_is_refused(model, size):
     other = tokenizer.encoding(ranks, "other")
     with pytest.raises(CourseError, match=f"tokenizer other: has {len(ranks) + 1} ids, the model's vocabulary has 400"):
         generate.generate(model, other, ["One day"])
+
+
+# ------------------------------------------------------------------------------------------------- Qwen2 and Llama
+
+
+ASKED = {
+    "qwen2-untied": ["The cat sat on the mat", "One day a red bird came to see", "A dog"],
+    "llama-tied": [
+        "The cat sat on the mat",
+        "One day a red bird came to see",
+        "",
+    ],  # its tokenizer begins each text with bos
+}
+
+
+@functools.cache
+def spoken(name: str):
+    return checkpoints.model(name), chat.Tokenizer.from_folder(checkpoints.HOME / name)
+
+
+def speak(name: str, prompts=None, *, model=None, tok=None, **options):
+    made, its_tok = spoken(name)
+    options = dict(max_new_tokens=20, temperature=0) | options
+    return generate.generate(model or made, tok or its_tok, prompts or ASKED[name], **options)
+
+
+class Recorder:
+    """A tokenizer that keeps the ids which generation decodes, row by row."""
+
+    def __init__(self, tok):
+        self.tok, self.rows = tok, []
+        self.name, self.n_vocab, self.stop_ids, self.encode = tok.name, tok.n_vocab, frozenset(), tok.encode
+
+    def stream(self):
+        self.rows.append([])
+        return RecordedStream(self.tok.stream(), self.rows[-1])
+
+
+class RecordedStream:
+    def __init__(self, stream, ids):
+        self.stream, self.ids, self.flush = stream, ids, stream.flush
+
+    def push(self, ids):
+        self.ids += ids
+        return self.stream.push(ids)
+
+
+def ids_of(name: str, prompts=None, *, model=None, **options) -> list[list[int]]:
+    """The new token ids of each row; nothing ends a row before its time."""
+    tok = Recorder(spoken(name)[1])
+    speak(name, prompts, model=model, tok=tok, **options)
+    return tok.rows
+
+
+def read_again(name: str, ids: list[int], new: int, penalty: float = 1.0) -> list[int]:
+    """Greedy without a cache, the whole text read for each token; the penalty in NumPy."""
+    made, tok = spoken(name)
+    ids, start = list(ids), len(ids)
+    for _ in range(new):
+        padded = np.zeros((1, 64), np.int32)
+        padded[0, : len(ids)] = ids
+        logits = np.array(checkpoints.run(made, padded)[0, len(ids) - 1])[: tok.n_vocab]
+        for token in set(ids):
+            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+        ids.append(int(np.argmax(logits)))
+    return ids[start:]
+
+
+@pytest.mark.parametrize("name", checkpoints.SPOKEN)
+def test_greedy_is_what_transformers_says(name):
+    texts, reference = checkpoints.texts(name), checkpoints.reference(name)
+    _, tok = spoken(name)
+    assert [tok.encode(prompt) for prompt in texts["prompts"]] == reference["tokens"].tolist()
+    assert ids_of(name, texts["prompts"], max_new_tokens=12) == reference["greedy"].tolist()
+    assert speak(name, texts["prompts"], max_new_tokens=12) == texts["greedy"]
+
+
+@pytest.mark.parametrize("name", checkpoints.SPOKEN)
+def test_a_batch_of_unequal_prompts_equals_each_alone_and_without_a_cache(name):
+    together = ids_of(name)
+    assert len({len(spoken(name)[1].encode(prompt)) for prompt in ASKED[name]}) == 3
+    assert together == [ids_of(name, [prompt])[0] for prompt in ASKED[name]]
+    assert together == [read_again(name, spoken(name)[1].encode(prompt), 20) for prompt in ASKED[name]]
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+@pytest.mark.parametrize("name", checkpoints.SPOKEN)
+def test_the_repetition_penalty_is_the_one_of_numpy(name, penalty):
+    found = ids_of(name, repetition_penalty=penalty)
+    assert found == [read_again(name, spoken(name)[1].encode(prompt), 20, penalty) for prompt in ASKED[name]]
+    assert found != ids_of(name)
+
+
+def test_a_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
+    logits = jnp.array([[3.0, -3.0, 0.5]])
+    found = generate.penalise(logits, jnp.array([[True, True, False]]), 1.5)
+    np.testing.assert_allclose(found, [[2.0, -4.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    "options", [dict(temperature=0), dict(temperature=3.0), dict(temperature=1.0, top_p=0.5), dict(top_k=3)]
+)
+def test_padded_rows_of_the_vocabulary_are_never_sampled(options):
+    name = "qwen2-untied"
+    made, tok = checkpoints.model(name), spoken(name)[1]
+    assert tok.n_vocab < made.config.vocab_size
+    weight = made.lm_head.weight[...]
+    made.lm_head.weight[...] = weight.at[tok.n_vocab :].set(1e4 * weight[tok.n_vocab :])
+    prompt = jnp.array([tok.encode(ASKED[name][0])])
+    assert int(jnp.argmax(checkpoints.run(made, prompt)[0], axis=-1).max()) >= tok.n_vocab, "they would win"
+    rows = ids_of(name, model=made, max_new_tokens=40, **(dict(temperature=1.0, seed=7) | options))
+    assert all(len(row) == 40 and max(row) < tok.n_vocab for row in rows)
+
+
+@pytest.mark.parametrize("name", checkpoints.SPOKEN)
+def test_a_stop_string_that_lies_across_tokens(name):
+    full = speak(name, tok=Recorder(spoken(name)[1]))[0]
+    pieces = [spoken(name)[1].decode([i]) for i in ids_of(name)[0]]
+    stop = next(s for i in range(3, len(full) - 3) if not any((s := full[i : i + 3]) in piece for piece in pieces))
+    assert speak(name, [ASKED[name][0]], stop=[stop])[0] == full[: full.index(stop)]
+    streamed = list(
+        generate.stream(*spoken(name), ASKED[name][0], 20, temperature=0, stop=[stop, "never in it \N{SNOWMAN}"])
+    )
+    assert "".join(streamed) == full[: full.index(stop)]
+    earlier = full[1:3]
+    assert speak(name, [ASKED[name][0]], stop=(stop, earlier))[0] == full[: min(full.index(stop), full.index(earlier))]
+
+
+def test_a_stop_token_ends_its_own_row_alone():
+    name = "qwen2-untied"
+    rows, tok = ids_of(name), spoken(name)[1]
+    end = rows[0][5]
+    found = speak(name, stop=[end, "never in it \N{SNOWMAN}"])
+    assert found[0] == tok.decode(rows[0][: rows[0].index(end)])
+    for text, row in zip(found[1:], rows[1:]):
+        assert text == tok.decode(row[: row.index(end)] if end in row else row)
+    assert speak(name, [ASKED[name][0]], stop=[rows[0][0]]) == [""], "at the first token already"
+
+
+def test_the_tokenizers_own_end_is_not_returned():
+    name = "qwen2-untied"
+    rows, tok = ids_of(name), spoken(name)[1]
+    ending = Recorder(tok)
+    ending.stop_ids = frozenset({rows[0][4]})
+    assert speak(name, [ASKED[name][0]], tok=ending) == [tok.decode(rows[0][: rows[0].index(rows[0][4])])]
+
+
+@pytest.mark.parametrize("name", checkpoints.SPOKEN)
+def test_seeds_of_a_real_model(name):
+    dials = dict(temperature=1.0, top_p=0.95)
+    first = speak(name, seed=11, **dials)
+    assert first == speak(name, seed=11, **dials) != speak(name, seed=12, **dials)
+    prompts = [ASKED[name][0], "another neighbour", "and one more"]
+    assert speak(name, prompts, seed=11, **dials)[0] == first[0]
+    assert len(set(speak(name, [prompts[0]] * 3, seed=11, **dials))) == 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(), dict(repetition_penalty=1.2), dict(temperature=0.9, top_k=20, seed=4), dict(max_new_tokens=None)],
+)
+def test_the_stream_of_a_real_model_is_the_text_in_pieces(options):
+    name = "llama-tied"
+    options = dict(max_new_tokens=40, temperature=0) | options
+    pieces = list(generate.stream(*spoken(name), ASKED[name][1], **options))
+    assert all(pieces) and "".join(pieces) == speak(name, [ASKED[name][1]], **options)[0]
+
+
+@pytest.mark.parametrize("name", checkpoints.SPOKEN)
+def test_prepared_equals_not_prepared_and_does_not_follow_the_model(name):
+    made = checkpoints.model(name)
+    ready = generate.prepare(made)
+    assert generate.prepare(ready) is ready
+    expected = speak(name)
+    assert speak(name, model=ready) == expected
+    made.model.norm.weight[...] = -made.model.norm.weight[...]
+    assert speak(name, model=ready) == expected != speak(name, model=made)
+
+
+@pytest.mark.parametrize("name", checkpoints.NAMES)
+def test_the_layout_for_decoding_gives_the_same_logits(name):
+    made = checkpoints.model(name)
+    apart = made.unstacked()
+    tokens = checkpoints.reference(name)["tokens"]
+    positions = np.broadcast_to(np.arange(12), tokens.shape)
+    expected = checkpoints.reference(name)["logits"]
+    for each in (made, apart):
+        logits, cache = checkpoints.run(each, tokens[:, :7], None, each.new_cache(2, 16))
+        parts = [logits]
+        for t in range(7, 12):
+            logits, cache = checkpoints.run(each, tokens[:, t : t + 1], positions[:, t : t + 1], cache)
+            parts.append(logits)
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", checkpoints.NAMES)
+def test_the_bytes_of_a_cache_are_those_of_the_cache(name):
+    made = checkpoints.model(name)
+    for each in (made, made.unstacked()):
+        leaves = jax.tree.leaves(each.new_cache(3, 40))
+        expected = generate.cache_bytes(made.config, 3, 40, leaves[0].dtype)
+        assert sum(leaf.nbytes for leaf in leaves) == expected
+
+
+def test_a_cache_that_cannot_fit_is_refused_before_it_is_made(monkeypatch):
+    monkeypatch.setattr(generate, "_free_memory", lambda: 1000)
+    with pytest.raises(
+        CourseError, match=r"^KV cache: 3 rows of \d+ tokens.*fewer prompts at once, or fewer new tokens"
+    ) as error:
+        speak("llama-tied")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_speaks_and_merged_says_the_same():
+    name = "qwen2-untied"
+    made = lora.load_adapter(checkpoints.model(name), checkpoints.HOME / "peft-adapter")
+    adapted = speak(name, model=made)
+    assert adapted != speak(name)
+    assert speak(name, model=lora.merge(made)) == adapted
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(temperature=-0.1), "temperature: expected 0"),
+        (dict(temperature="hot"), "temperature: expected 0"),
+        (dict(temperature=float("inf")), "temperature: expected 0"),
+        (dict(top_k=0), "top_k: expected a whole number of at least 1"),
+        (dict(top_k=2.5), "top_k: expected a whole number of at least 1"),
+        (dict(top_p=0), "top_p: expected a probability"),
+        (dict(top_p="0.9"), "top_p: expected a probability"),
+        (dict(top_p=float("nan")), "top_p: expected a probability"),
+        (dict(repetition_penalty=0), "repetition_penalty: expected a number above 0"),
+        (dict(repetition_penalty=float("nan")), "repetition_penalty: expected a number above 0"),
+        (dict(repetition_penalty="1.1"), "repetition_penalty: expected a number above 0"),
+        (dict(stop="</s>"), "stop: expected a list"),
+        (dict(stop=[""]), "stop: expected a list"),
+        (dict(stop=[1.5]), "stop: expected a list"),
+        (dict(stop=5), "stop: expected a list"),
+        (dict(stop=None), "stop: expected a list"),
+        (dict(seed=1.5), "seed: expected a whole number of 32 bits"),
+        (dict(seed=2**32), "seed: expected a whole number of 32 bits"),
+        (dict(max_new_tokens=0), "max_new_tokens: expected 1 to"),
+        (dict(max_new_tokens=2.5), "max_new_tokens: expected 1 to"),
+        (dict(max_new_tokens=129), "max_new_tokens: expected 1 to"),
+        (dict(prompts=["A dog", ""]), "prompts: expected some text in each, found ''"),
+        (dict(prompts=["bird " * 200]), "the model's context is 128: shorten the prompt"),
+        (dict(prompts=["A dog", 7]), "prompts: expected a list"),
+    ],
+)
+def test_bad_options_for_a_real_model_are_one_clear_line(change, message):
+    with pytest.raises(CourseError, match=message) as error:
+        speak("qwen2-untied", **change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused():
+    made, tok = spoken("llama-tied")
+    larger = Recorder(tok)
+    larger.n_vocab = made.config.vocab_size + 1
+    with pytest.raises(CourseError, match="use the tokenizer that the model was trained with"):
+        speak("llama-tied", tok=larger)

@@ -2,126 +2,188 @@
 
 WRONG = {
     "9.1": [
-        ("keys-without-values", """
+        (
+            "keys-without-values",
+            """
 def kv_bytes(config, batch, tokens, itemsize):
     return config.layers * config.kv_heads * config.head_size * batch * tokens * itemsize
-"""),
-        ("query-heads", """
+""",
+        ),
+        (
+            "query-heads",
+            """
 def kv_bytes(config, batch, tokens, itemsize):
     return 2 * config.layers * config.heads * config.head_size * batch * tokens * itemsize
-"""),
-        ("model-width", """
+""",
+        ),
+        (
+            "model-width",
+            """
 def kv_bytes(config, batch, tokens, itemsize):
     return 2 * config.layers * config.width * batch * tokens * itemsize
-"""),
-        ("numbers-not-bytes", """
+""",
+        ),
+        (
+            "numbers-not-bytes",
+            """
 def kv_bytes(config, batch, tokens, itemsize):
     return 2 * config.layers * config.kv_heads * config.head_size * batch * tokens
-"""),
+""",
+        ),
     ],
     "9.2": [
-        ("cache-left-out", """
+        (
+            "cache-left-out",
+            """
 def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
     return batch * bandwidth / read_bytes
-"""),
-        ("cache-once", """
+""",
+        ),
+        (
+            "cache-once",
+            """
 def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
     return batch * bandwidth / (read_bytes + cache_bytes)
-"""),
-        ("weights-for-each-row", """
+""",
+        ),
+        (
+            "weights-for-each-row",
+            """
 def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
     return batch * bandwidth / (batch * (read_bytes + cache_bytes))
-"""),
-        ("steps-not-tokens", """
+""",
+        ),
+        (
+            "steps-not-tokens",
+            """
 def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
     return bandwidth / (read_bytes + batch * cache_bytes)
-"""),
+""",
+        ),
     ],
     "9.3": [
-        ("divides-negative-logits", """
+        (
+            "divides-negative-logits",
+            """
 def penalised(logits, ids, penalty):
     out = np.array(logits)
     out[list(set(ids))] /= penalty
     return out
-"""),
-        ("once-per-occurrence", """
+""",
+        ),
+        (
+            "once-per-occurrence",
+            """
 def penalised(logits, ids, penalty):
     out = np.array(logits)
     for token in ids:
         out[token] = out[token] / penalty if out[token] > 0 else out[token] * penalty
     return out
-"""),
-        ("changes-its-input", """
+""",
+        ),
+        (
+            "changes-its-input",
+            """
 def penalised(logits, ids, penalty):
     for token in set(ids):
         logits[token] *= 1 / penalty if logits[token] > 0 else penalty
     return logits
-"""),
-        ("subtracts", """
+""",
+        ),
+        (
+            "subtracts",
+            """
 def penalised(logits, ids, penalty):
     out = np.array(logits)
     out[list(set(ids))] -= penalty
     return out
-"""),
+""",
+        ),
     ],
     "9.4": [
-        ("half-a-stop-sent", """
+        (
+            "half-a-stop-sent",
+            """
 def cut(held, stop):
     before, found, _ = held.partition(stop)
     return before, "", bool(found)
-"""),
-        ("holds-too-much", """
+""",
+        ),
+        (
+            "holds-too-much",
+            """
 def cut(held, stop):
     if stop in held:
         return held[: held.index(stop)], "", True
     keep = len(stop) - 1
     return held[: len(held) - keep], held[len(held) - keep :], False
-"""),
-        ("stop-string-sent", """
+""",
+        ),
+        (
+            "stop-string-sent",
+            """
 def cut(held, stop):
     if stop in held:
         return held[: held.index(stop) + len(stop)], "", True
     return held, "", False
-"""),
-        ("misses-the-stop", """
+""",
+        ),
+        (
+            "misses-the-stop",
+            """
 def cut(held, stop):
     if held.endswith(stop):
         return held[: -len(stop)], "", True
     return held, "", False
-"""),
+""",
+        ),
     ],
     "9.5": [
-        ("one-too-far", """
+        (
+            "one-too-far",
+            """
 def read_positions(lengths, made):
     return lengths + made
 
 def slots_needed(lengths, new):
     return int(max(lengths)) + new
-"""),
-        ("the-longest-for-all", """
+""",
+        ),
+        (
+            "the-longest-for-all",
+            """
 def read_positions(lengths, made):
     return np.full(len(lengths), max(lengths) + made - 1)
 
 def slots_needed(lengths, new):
     return int(max(lengths)) + new - 1
-"""),
-        ("slot-for-the-last", """
+""",
+        ),
+        (
+            "slot-for-the-last",
+            """
 def read_positions(lengths, made):
     return lengths - 1 + made
 
 def slots_needed(lengths, new):
     return int(max(lengths)) + new
-"""),
-        ("one-too-early", """
+""",
+        ),
+        (
+            "one-too-early",
+            """
 def read_positions(lengths, made):
     return lengths + made - 2
 
 def slots_needed(lengths, new):
     return int(max(lengths)) + new - 1
-"""),
+""",
+        ),
     ],
     "9.6": [
-        ("throws-the-correction-away", """
+        (
+            "throws-the-correction-away",
+            """
 def accepted(draft, choices):
     out = []
     for guess, choice in zip(draft, choices):
@@ -129,12 +191,18 @@ def accepted(draft, choices):
             break
         out.append(guess)
     return out
-"""),
-        ("accepts-after-a-mistake", """
+""",
+        ),
+        (
+            "accepts-after-a-mistake",
+            """
 def accepted(draft, choices):
     return [choice for guess, choice in zip(draft, choices) if guess == choice]
-"""),
-        ("forgets-the-last-choice", """
+""",
+        ),
+        (
+            "forgets-the-last-choice",
+            """
 def accepted(draft, choices):
     out = []
     for guess, choice in zip(draft, choices):
@@ -142,8 +210,11 @@ def accepted(draft, choices):
         if guess != choice:
             break
     return out
-"""),
-        ("keeps-the-wrong-draft", """
+""",
+        ),
+        (
+            "keeps-the-wrong-draft",
+            """
 def accepted(draft, choices):
     out = []
     for guess, choice in zip(draft, choices):
@@ -151,6 +222,7 @@ def accepted(draft, choices):
         if guess != choice:
             return out
     return out + [choices[-1]]
-"""),
+""",
+        ),
     ],
 }

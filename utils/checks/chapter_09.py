@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from utils.checks import Mistake, array, attempted, call, expect, expect_close, exercise, is_close
+from utils.checks import Mistake, array, attempted, call, exercise, expect, expect_close, is_close
 
 
 @exercise("9.1")
