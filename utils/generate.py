@@ -17,7 +17,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,20 +86,29 @@ class Options:
     """the same seed gives the same text"""
 
     def __post_init__(self):
-        if not (isinstance(self.temperature, int | float) and 0 <= self.temperature < math.inf):
-            raise CourseError(f"temperature: expected 0 (greedy) or more, found {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise CourseError(f"top_k: expected at least 1, found {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise CourseError(f"top_p: expected a probability above 0 and at most 1, found {self.top_p}")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not (_real(self.temperature) and 0 <= self.temperature < math.inf):
+            raise CourseError(f"temperature: expected 0 (greedy) or more, found {self.temperature!r}")
+        if self.top_k is not None and not (_whole(self.top_k) and self.top_k >= 1):
+            raise CourseError(f"top_k: expected a whole number of at least 1, found {self.top_k!r}")
+        if self.top_p is not None and not (_real(self.top_p) and 0 < self.top_p <= 1):
+            raise CourseError(f"top_p: expected a probability above 0 and at most 1, found {self.top_p!r}")
+        if not (_real(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
             raise CourseError(
-                f"repetition_penalty: expected a number above 0 (1 is none), found {self.repetition_penalty}"
+                f"repetition_penalty: expected a number above 0 (1 is none), found {self.repetition_penalty!r}"
             )
-        if isinstance(self.stop, str) or not all(isinstance(s, str | int) and s != "" for s in self.stop):
-            raise CourseError(f"stop: expected a list of texts and token ids, found {self.stop!r}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise CourseError(f"seed: expected a whole number of 64 bits, found {self.seed}")
+        listed = isinstance(self.stop, Collection) and not isinstance(self.stop, str | bytes)
+        if not listed or not all(_whole(s) or (isinstance(s, str) and s) for s in self.stop):
+            raise CourseError(f"stop: expected a list of texts and token ids, found {self.stop!r:.60}")
+        if not (_whole(self.seed) and -(2**31) <= self.seed < 2**32):  # of a larger one JAX would keep 32 bits
+            raise CourseError(f"seed: expected a whole number of 32 bits, found {self.seed!r}")
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _real(value) -> bool:
+    return _whole(value) or isinstance(value, float | np.floating)
 
 
 # ------------------------------------------------------------------------------------------------------- on the device
@@ -122,10 +131,16 @@ def prepare(model: nnx.Module) -> Prepared:
     """
     if isinstance(model, Prepared):
         return model
-    whole = nnx.split(model)
+    whole = _split(model)
     unstack = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
     cache_dtype = getattr(model, "cache_dtype", jnp.float32)
-    return Prepared(model.config, cache_dtype, whole, nnx.split(model.unstacked()) if unstack else whole)
+    return Prepared(model.config, cache_dtype, whole, _split(model.unstacked()) if unstack else whole)
+
+
+def _split(model: nnx.Module) -> tuple:
+    """(graph, state), with variables of its own for the model's arrays: those of `nnx.split` would follow the model."""
+    graph, state = nnx.split(model)
+    return graph, jax.tree.map(lambda x: x, state)
 
 
 class _State(NamedTuple):
@@ -296,10 +311,10 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
     room = context - longest + 1  # the last new token need not be read again, so it needs no slot
     if max_new_tokens is None:
         max_new_tokens = min(room, DEFAULT_NEW)
-    if not 1 <= max_new_tokens <= room:
+    if not (_whole(max_new_tokens) and 1 <= max_new_tokens <= room):
         raise CourseError(
             f"max_new_tokens: expected 1 to {room} (a context of {context} less the longest prompt), "
-            f"found {max_new_tokens}"
+            f"found {max_new_tokens!r}"
         )
     slots = _up(longest + max_new_tokens - 1, context)
     needed, free = cache_bytes(config, len(rows), slots, getattr(model, "cache_dtype", jnp.float32)), _free_memory()
@@ -321,7 +336,7 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
     prepared = prepare(model)
     apart = prepared.decode is not prepared.prefill
     new, state = _prefill(*prepared.prefill, tokens, lengths, keys, seen, numbers, slots=slots, apart=apart, **static)
-    ends = codec.ends | {s for s in options.stop if isinstance(s, int)}
+    ends = codec.ends | {int(s) for s in options.stop if _whole(s)}
     texts = [_Row(codec.decoder(), [s for s in options.stop if isinstance(s, str)], ends) for _ in rows]
     chunk, made = np.array(new)[:, None], 0
     while True:
