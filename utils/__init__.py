@@ -1,7 +1,9 @@
 """The course's package: small modules with one job each, the same ones the chapters build and then import.
 
 Read them in this order: `profile` (how large everything is on this machine), `hub` and `mirror` (where files come
-from), `stories` and `data` (text), `tokenizer`, `minigpt`, `train`, `generate`, `evaluate`, `plot`.
+from), `stories`, `reviews` and `data` (text), `tokenizer`, `minigpt`, `train`, `losses`, `evaluate`, `lora` and
+`peft_format`; then real models: `transformer`, `weights`, `gguf`, `models`, `chat`, `sharding`, `generate`; `plot`.
+`python -m utils --help` is the command line.
 
 `utils` is a common name. `COURSE` is the mark by which a notebook's first cell knows that the package it imported is
 this one and not another package of the same name.
