@@ -322,8 +322,12 @@ def attend(
 
 def linear(x: Float[Array, "... in"], weight: Float[Array, "out in"]) -> Float[Array, "... out"]:
     """W x for every x, in x's dtype."""
-    y = product("Ni,oi->No", x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
-    return y.reshape(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    n = len(rows)
+    if n == 1 and x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        # XLA has no bfloat16 routine for a matrix and one vector, and would make a float32 copy of the matrix at each step.
+        rows = jnp.concatenate([rows, rows])
+    return product("Ni,oi->No", rows, weight.astype(x.dtype))[:n].reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Module):
