@@ -1,14 +1,16 @@
 """Latency of an adapter: the base, the base with its adapter beside it, and the adapter merged.
 
     python benchmarks/lora_latency.py [--rounds 15] [--rank 8]
+    python benchmarks/lora_latency.py --model HuggingFaceTB/SmolLM2-135M-Instruct --targets q_proj v_proj
 
 Prints JSON lines, the summary last. Two measures: one forward pass of a batch, and one decode step per token over a full
 KV cache. The three models take turns within each round, in an order that rotates, so that a machine that slows down slows
 all three; the medians over rounds are reported, and the ratios are medians of the ratios within a round. Nothing else
 should run meanwhile.
 
-The weights are those kept in the repository, with adapters on every matrix of the blocks; their B is set to small random
-numbers, as a trained one would have. "merged_same" is a second merged model: how far it lies from the first is the noise.
+The weights are those kept in the repository, or a checkpoint's in its own dtype, with adapters on every matrix of the
+blocks unless `--targets` says otherwise; their B is set to small random numbers, as a trained one would have. Decoding
+uses the layout that `generate` uses. "merged_same" is a second merged model: how far it lies from the first is the noise.
 """
 
 import argparse
@@ -28,14 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from utils import lora, minigpt
+from utils import generate, hub, lora, minigpt, weights
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
 
-def adapted(rank: int) -> minigpt.MiniGPT:
-    """The kept model with an adapter that changes something."""
-    model = lora.inject(minigpt.load(), rank=rank, alpha=2 * rank, targets=TARGETS, rngs=nnx.Rngs(0))
+def load(model: str | None) -> nnx.Module:
+    """The kept MiniGPT, or a checkpoint by its path or repository."""
+    return minigpt.load() if model is None else weights.load(hub.model(model))
+
+
+def adapted(model: nnx.Module, rank: int, targets: list[str]) -> nnx.Module:
+    """The model with an adapter that changes something."""
+    lora.inject(model, rank=rank, alpha=2 * rank, targets=targets, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     state = lora.adapter(model)
     for arrays in state.values():
@@ -59,10 +66,10 @@ def forward(model, tokens, repeats: int):
     return timed, run(state, tokens)
 
 
-def decode(model, batch: int, steps: int):
+def decode(model, context: int, batch: int, steps: int):
     """A function that makes `steps` decode steps on the device, greedily, and returns the seconds of one."""
-    graph, state = nnx.split(model)
-    start = model.config.context - steps
+    graph, state = generate.prepare(model).decode
+    start = context - steps
 
     @jax.jit
     def run(state, cache, first):
@@ -76,7 +83,7 @@ def decode(model, batch: int, steps: int):
         (_, tokens), _ = jax.lax.scan(step, (cache, first), start + jnp.arange(steps))
         return tokens
 
-    cache, first = model.new_cache(batch), jnp.zeros(batch, jnp.int32)
+    cache, first = nnx.merge(graph, state).new_cache(batch, context), jnp.zeros(batch, jnp.int32)
     run(state, cache, first).block_until_ready()  # compiles
 
     def timed() -> float:
@@ -111,21 +118,30 @@ def compare(sides: dict, rounds: int) -> dict[str, dict]:
 def report(**row):
     versions = {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
     device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    print(json.dumps(row | {"dtype": "float32", "device": device, "versions": versions}), flush=True)
+    print(json.dumps(row | {"device": device, "versions": versions}), flush=True)
+
+
+def _dtype(model: nnx.Module):
+    return model.embed_tokens.embedding.dtype if isinstance(model, minigpt.MiniGPT) else model.dtype
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--model", help="a checkpoint's folder or repository; the kept MiniGPT when left out")
+    parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--context", type=int, default=256, help="tokens of a forward row, and slots of the cache")
     parser.add_argument("--repeats", type=int, default=3, help="forward passes per turn")
     parser.add_argument("--steps", type=int, default=64, help="decode steps per turn")
     args = parser.parse_args()
-    base, unmerged = minigpt.load(), adapted(args.rank)
-    merged, same = lora.merge(adapted(args.rank)), lora.merge(adapted(args.rank))
+    base, *others = (load(args.model) for _ in range(4))
+    unmerged, merged, same = (adapted(model, args.rank, args.targets) for model in others)
+    lora.merge(merged)
+    lora.merge(same)
     models = {"base": base, "unmerged": unmerged, "merged": merged, "merged_same": same}
-    T = base.config.context
+    T = args.context
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, base.config.vocab_size, (args.batch, T)), jnp.int32)
 
@@ -134,12 +150,13 @@ def main() -> None:
     change = float(jnp.abs(runs["unmerged"][1] - runs["base"][1]).max())
     found = {"forward": compare({name: timed for name, (timed, _) in runs.items()}, args.rounds)}
     shape = {"batch": args.batch, "context": T, "rank": args.rank, "width": base.config.width, "rounds": args.rounds}
+    shape |= {"model": args.model or "minigpt", "targets": args.targets, "dtype": str(_dtype(base))}
     for name, row in found["forward"].items():
         tokens_per_s = round(args.batch * T / (row["milliseconds"] / 1e3))
         report(benchmark="forward", side=name, tokens_per_s=tokens_per_s, **row, **shape)
     for batch in (1, args.batch):
         key = f"decode_batch_{batch}"
-        found[key] = compare({name: decode(model, batch, args.steps) for name, model in models.items()}, args.rounds)
+        found[key] = compare({name: decode(model, T, batch, args.steps) for name, model in models.items()}, args.rounds)
         for name, row in found[key].items():
             tokens_per_s = round(batch / (row["milliseconds"] / 1e3))
             report(benchmark="decode", side=name, tokens_per_s=tokens_per_s, **row, **(shape | {"batch": batch}))
@@ -153,6 +170,7 @@ def main() -> None:
         },
         merged_minus_unmerged_logits=gap,
         unmerged_minus_base_logits=change,
+        **shape,
     )
 
 
