@@ -11,6 +11,7 @@ summing a large array, measured in the same run.
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # and the script's
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import has, report, take_turns
+from common import Apart, has, report, take_turns
 
 from utils import generate, hub, transformer, weights
 
@@ -37,8 +38,15 @@ QUESTIONS = (
 )
 
 
-def ours(path, tok, dtype: str, prompts: list[str], new: int):
+def tokenizer(path):
+    tok = hub.tokenizer(path)
+    tok.stop_ids = frozenset()  # everybody writes as many tokens
+    return tok
+
+
+def ours(path, dtype: str, prompts: list[str], new: int):
     """Two functions, each of which waits for its text: 1 token, and 1 + new."""
+    tok = tokenizer(path)
     prepared = generate.prepare(weights.load(path, dtype=dtype))
 
     def run(count: int):
@@ -47,9 +55,11 @@ def ours(path, tok, dtype: str, prompts: list[str], new: int):
     return run(1), run(1 + new)
 
 
-def peers(path, tok, dtype: str, prompts: list[str], new: int):
+def peers(path, dtype: str, prompts: list[str], new: int):
     import torch
     import transformers
+
+    tok = tokenizer(path)
 
     transformers.logging.set_verbosity_error()
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
@@ -82,7 +92,6 @@ def main() -> None:
     args = parser.parse_args()
     path = hub.model(args.model)
     tok = hub.tokenizer(path)
-    tok.stop_ids = frozenset()  # everybody writes as many tokens
     config = transformer.Config.from_hf(path)
     counts = transformer.count_parameters(config)
     size = counts["total"] - (0 if config.tied else counts["embed_tokens"])  # what each step reads of the weights
@@ -95,8 +104,9 @@ def main() -> None:
         for dtype in args.dtypes:
             for side, make in (("ours", ours), ("transformers", peers)):
                 if side == "ours" or has("torch", "transformers"):
-                    short, long = make(path, tok, dtype, prompts, args.new)
-                    sides |= {(side, dtype, "first"): short, (side, dtype, "all"): long}
+                    run = Apart(make, path, dtype, prompts, args.new).run  # in a process of its own
+                    sides[side, dtype, "first"] = functools.partial(run, 0)
+                    sides[side, dtype, "all"] = functools.partial(run, 1)
         found = take_turns(sides, args.rounds)
         per_second = read_bytes / statistics.median(found.pop(("bandwidth", "float32", "")))
         shape = {"batch": batch, "new": args.new, "rounds": args.rounds}

@@ -3,8 +3,9 @@
     python benchmarks/lora_step.py [--rounds 7]      # the peer runs where torch, transformers and peft are installed
 
 Prints JSON lines, the summary last. Batch 4 x 128 tokens, rank 8 on q_proj and v_proj, AdamW on the adapter, the base
-frozen, in float32 and with a bfloat16 base (adapters stay float32 on both sides: PEFT's default). All sides take turns
-within a round, and so does one large matrix product of each dtype: the machine's own speed. Nothing else should run.
+frozen, in float32 and with a bfloat16 base (adapters stay float32 on both sides: PEFT's default). Each side has a process of
+its own; all take turns within a round, and so does one large matrix product of each dtype: the machine's own speed. Nothing
+else should run.
 
 `of_matrix_speed` counts the operations that this step cannot avoid: 4 per weight and token in matrix products (forward,
 and the gradient of the activations; the frozen weights need none), and three passes of attention over the whole square.
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import has, matrix_product, ratio, report, take_turns
+from common import Apart, has, matrix_product, ratio, report, take_turns
 from flax import nnx
 
 from utils import hub, lora, losses, train, transformer, weights
@@ -31,7 +32,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 def ours(path, dtype: str, rank: int, inputs, targets):
-    """A function that makes one step and returns its loss."""
+    """[a function that makes one step and returns its loss]."""
     model = weights.load(path, dtype=dtype)
     lora.inject(model, rank=rank, alpha=2 * rank, targets=TARGETS, rngs=nnx.Rngs(0))
 
@@ -50,7 +51,7 @@ def ours(path, dtype: str, rank: int, inputs, targets):
         carry, loss, _ = step_fn(carry, rest, batch, key)
         return float(loss)
 
-    return step, model.config
+    return [step]
 
 
 def peers(path, dtype: str, rank: int, inputs, targets):
@@ -72,7 +73,7 @@ def peers(path, dtype: str, rank: int, inputs, targets):
         optimizer.zero_grad()
         return loss.item()
 
-    return step
+    return [step]
 
 
 def necessary_flops(config: transformer.Config, context: int) -> int:
@@ -92,16 +93,16 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=DTYPES)
     args = parser.parse_args()
     path = hub.model(args.model)
-    vocabulary = transformer.Config.from_hf(path).vocab_size
-    text = np.random.default_rng(0).integers(0, vocabulary, (args.batch, args.context + 1))
+    config = transformer.Config.from_hf(path)
+    text = np.random.default_rng(0).integers(0, config.vocab_size, (args.batch, args.context + 1))
     inputs, targets = text[:, :-1].astype(np.int32), text[:, 1:].astype(np.int32)
 
     sides, first, flops, last = {}, {}, {}, {}
     for dtype in args.dtypes:
-        made, config = ours(path, dtype, args.rank, inputs, targets)
-        sides["ours", dtype] = made
+        given = (path, dtype, args.rank, inputs, targets)
+        sides["ours", dtype] = Apart(ours, *given).run
         if has("torch", "transformers", "peft"):
-            sides["torch_peft", dtype] = peers(path, dtype, args.rank, inputs, targets)
+            sides["torch_peft", dtype] = Apart(peers, *given).run
         sides["matrix", dtype], flops[dtype] = matrix_product(dtype, args.matrix)
     for key, step in sides.items():
         if key[0] != "matrix":
