@@ -343,6 +343,10 @@ class Linear(nnx.Module):
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
+class Bits(nnx.Variable):
+    """A table of 16-bit floats, seen as whole numbers."""
+
+
 class Embed(nnx.Module):
     """A table [V, D]: looked up by token id, and read backwards as a tied output layer."""
 
@@ -350,6 +354,8 @@ class Embed(nnx.Module):
         self.weight = nnx.Param(0.02 * jax.random.normal(rngs.params(), (vocab_size, width), dtype))
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        if hasattr(self, "bits"):  # see `Transformer.unstacked`
+            return jax.lax.bitcast_convert_type(self.bits[...][tokens], self.weight.dtype)
         return self.weight[...][tokens]
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -598,11 +604,12 @@ class Transformer(nnx.Module):
         return Cache(*(jnp.zeros((c.layers, *shape), dtype) for _ in "kv"))
 
     def unstacked(self) -> "Transformer":
-        """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix. Costs the blocks' memory again.
+        """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix.
 
-        A decode step reads every weight once and computes next to nothing: slicing a layer out of the stack, or calling
-        three small products instead of one, is then most of its time on a CPU. Layers with an adapter are not joined; an
-        adapter that is merged or disabled is left out.
+        Costs the memory of the blocks again, and that of an embedding table in 16 bits. A decode step reads every weight
+        once and computes next to nothing: slicing a layer out of the stack, or calling three small products instead of one,
+        is then most of its time on a CPU. Layers with an adapter are not joined; an adapter that is merged or disabled is
+        left out.
         """
         graph, stacked = nnx.split(self.model.layers)
         blocks = []
@@ -617,6 +624,10 @@ class Transformer(nnx.Module):
             blocks.append(block)
         copy = nnx.merge(*nnx.split(self))  # shares the arrays of embedding, norm and head
         copy.model.layers = Unstacked(blocks)
+        table = getattr(copy.model.embed_tokens, "base", copy.model.embed_tokens)
+        if table.weight.dtype.itemsize == 2:
+            # To look up a few rows, XLA's CPU backend turns a table of 16-bit floats into float32; of whole numbers, not.
+            table.bits = Bits(jax.lax.bitcast_convert_type(table.weight[...], jnp.uint16))
         return copy
 
 
