@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -595,6 +596,26 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "save_file", full)
     refused(lambda: weights.save(model("llama-tied"), tmp_path / "out"), "No space left", "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_random_checkpoint_is_whole_repeatable_and_replaces_nothing(tmp_path, monkeypatch):
+    config = Config.from_hf(HOME / "qwen2-untied")
+    made = weights.save_random(config, tmp_path / "a", seed=1)
+    arrays = load_file(made / "model.safetensors")
+    assert {n: a.shape for n, a in arrays.items()} == {
+        n: a.shape for n, a in weights.tensors(model("qwen2-untied")).items()
+    }
+    assert {a.dtype.name for a in arrays.values()} == {"bfloat16"}
+    assert (arrays["model.norm.weight"] == 1).all()
+    drawn = arrays["model.embed_tokens.weight"].astype(np.float32)
+    assert abs(drawn.std() - 0.02) < 0.002 and abs(drawn.mean()) < 0.002
+    assert same_bits(weights.tensors(weights.load(made)), arrays)
+    assert same_bits(load_file(weights.save_random(config, tmp_path / "b", seed=1) / "model.safetensors"), arrays)
+    assert not same_bits(load_file(weights.save_random(config, tmp_path / "c", seed=2) / "model.safetensors"), arrays)
+    refused(lambda: weights.save_random(config, tmp_path / "a"), "exists already")
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    refused(lambda: weights.save_random(config, tmp_path / "d"), "of disk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
 def test_an_adapter_that_is_not_merged_has_no_place_in_the_files(tmp_path):

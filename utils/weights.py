@@ -344,7 +344,7 @@ def save_random(config: Config, directory: str | Path, *, dtype="bfloat16", seed
         name: shapes[path] if layer is None else shapes[path][1:] for name, (path, layer) in names(config).items()
     }
     code = next(code for code, found in DTYPES.items() if found == dtype)
-    header, end = {}, 0
+    header, end = {"__metadata__": {"format": "pt"}}, 0  # as `save` writes it
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}

@@ -13,14 +13,6 @@ def pytest_ignore_collect(collection_path, config):
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """SmolLM2-135M-Instruct: its folder, whatever source has it."""
-    from utils import hub
-
-    return hub.model(hub.SMOLLM2)
-
-
-@pytest.fixture(scope="session")
 def smollm2_gguf(tmp_path_factory):
     """The GGUF file that the package index carries."""
     from utils import models
