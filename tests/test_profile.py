@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,40 @@ def test_detection_does_not_start_jax():
     code = "import sys; from utils import profile; profile.current(); assert 'jax' not in sys.modules"
     environment = {name: value for name, value in os.environ.items() if name != "COURSE_PROFILE"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], env=environment)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_kept_memory_is_not_given_back():
+    """Without it, every one of the rounds would touch fresh pages: 25,000 of them for 100 MB."""
+    code = """
+import resource, sys
+from utils import profile
+if sys.argv[1] == "keep":
+    assert profile.keep_memory()
+import numpy as np
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    np.ones(100_000_000, np.uint8)
+before = faults()
+for _ in range(3):
+    np.ones(100_000_000, np.uint8)
+print(faults() - before)
+"""
+
+    def faults(how):
+        run = subprocess.run(
+            [sys.executable, "-c", code, how],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+            env={name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"},
+        )
+        return int(run.stdout)
+
+    assert faults("keep") < 1000 < faults("as usual")
+
+
+def test_where_nothing_can_be_told_nothing_happens(monkeypatch):
+    monkeypatch.setattr(profile.ctypes, "CDLL", lambda name: object())
+    assert profile.keep_memory() is False

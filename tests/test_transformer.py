@@ -64,13 +64,14 @@ def test_hidden_states_begin_with_the_embedding_and_end_normalised():
     np.testing.assert_allclose(run(made, x, method="logits"), wanted["logits"], atol=1e-5)
 
 
+@pytest.mark.parametrize("restart", [True, False])
 @pytest.mark.parametrize("name", ["qwen2-untied", "llama-untied-sharded"])
-def test_packed_sequences_equal_separate_ones(name):
+def test_packed_sequences_equal_separate_ones(name, restart):
     made, tokens = model(name), reference(name)["tokens"]
     a, b, c = tokens[:1, :5], tokens[1:, :4], tokens[1:, 4:11]
     packed = np.concatenate([a, b, c, np.zeros((1, 2), np.int32)], 1)
     segments = np.repeat([1, 2, 3, 0], [5, 4, 7, 2])[None]
-    positions = np.concatenate([np.arange(5), np.arange(4), np.arange(7), np.arange(2)])[None]
+    positions = np.concatenate([np.arange(5), np.arange(4), np.arange(7), np.arange(2)])[None] if restart else None
     found = run(made, packed, positions, segments=segments)
     assert np.isfinite(np.asarray(found)).all()
     for part, where in ((a, slice(0, 5)), (b, slice(5, 9)), (c, slice(9, 16))):
@@ -156,6 +157,22 @@ def test_bfloat16_is_close(name):
     error = np.abs(np.asarray(found) - wanted["logits"])
     scale = wanted["logits"].std()
     assert error.mean() < 0.05 * scale and error.max() < 0.5 * scale
+
+
+@pytest.mark.parametrize("left, right", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_product_and_its_derivatives(left, right):
+    """Multiplied in the narrower dtype, added up in float32; each factor's gradient comes in that factor's dtype."""
+    rng = np.random.default_rng(0)
+    x, w, g = (rng.normal(size=shape).astype(np.float32) for shape in ((7, 5), (3, 5), (7, 3)))
+    found, back = jax.vjp(lambda x, w: transformer.product("Ni,oi->No", x, w), x.astype(left), w.astype(right))
+    dx, dw = back(jnp.asarray(g, found.dtype))
+    narrow = "bfloat16" if "bfloat16" in (left, right) else "float32"
+    x, w, g = (np.asarray(jnp.asarray(a).astype(narrow).astype(jnp.float32)) for a in (x, w, g))
+    assert found.dtype == transformer.working_dtype(jnp.dtype(narrow))
+    assert (dx.dtype, dw.dtype) == (left, right)
+    for value, wanted in ((found, x @ w.T), (dx, g @ w), (dw, g.T @ x)):
+        rounding = 1e-2 if value.dtype == jnp.bfloat16 else 1e-6
+        np.testing.assert_allclose(np.asarray(value, np.float32), wanted, rtol=rounding, atol=rounding)
 
 
 def test_the_program_does_not_grow_with_depth():

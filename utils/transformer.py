@@ -15,6 +15,8 @@ Axes: B batch, T tokens, S cache slots, D width, N query heads, K key/value head
 V vocabulary, L layers.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import json
@@ -242,27 +244,68 @@ def _rope_scaling(rope: dict) -> Llama3Scaling | None:
 # --------------------------------------------------------------------------------------------------------------- pieces
 
 
+_target = contextvars.ContextVar("the platform that is compiled for", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str):
+    """Within: build programs for "tpu" or "gpu" although this machine has none. `plan` compiles for TPUs so."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def on_cpu() -> bool:
+    """Whether the program that is being traced will run on a CPU."""
+    return (_target.get() or jax.default_backend()) == "cpu"
+
+
+def working_dtype(weights: Any) -> Any:
+    """The dtype of activations beside weights of this dtype: the same; on a CPU float32.
+
+    A CPU's matrix products of 16-bit floats add up in float32, and its other arithmetic is done in float32 in any case:
+    rounding every result and converting it back cost a third of a training step. Memory for activations doubles.
+    """
+    return jnp.float32 if on_cpu() else weights
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(axes: str, a: Array, b: Array) -> Array:
-    """`jnp.einsum(axes, a, b)` of two arrays of one dtype, summed in float32: "Ni,oi->No" is x W^T.
+    """`jnp.einsum(axes, a, b)`, multiplied in the narrower of the two dtypes: "Ni,oi->No" is x W^T.
 
-    Every axis must be in two of the three terms, so that each derivative is such a product again. The one reason for its
-    being here: XLA multiplies bfloat16 three times faster on a CPU when it is asked for a float32 result, and asked for a
-    bfloat16 one it converts the weights first, every time. A derivative made by JAX would ask for the slow kind.
+    The result has the `working_dtype` of that dtype. Every axis must be in two of the three terms, so that each derivative
+    is such a product again, of factors rounded to the same dtype. The one reason for its being here: XLA multiplies
+    bfloat16 three times faster on a CPU when it is asked for a float32 result, and asked for a bfloat16 one it converts the
+    weights first, every time. A derivative made by JAX would ask for the slow kind.
     """
-    if a.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
-        return jnp.einsum(axes, a, b)
-    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32).astype(a.dtype)
+    return _multiply(axes, a, b, working_dtype(min(a.dtype, b.dtype, key=_bytes)))
+
+
+def _bytes(dtype) -> int:
+    return dtype.itemsize
+
+
+def _multiply(axes, a, b, dtype):
+    narrow = min(a.dtype, b.dtype, key=_bytes)
+    found = jnp.einsum(axes, a.astype(narrow), b.astype(narrow), preferred_element_type=working_dtype(dtype))
+    return found.astype(dtype)
 
 
 def _product_forward(axes, a, b):
-    return product(axes, a, b), (a, b)
+    narrow = min(a.dtype, b.dtype, key=_bytes)
+    kept = a.astype(narrow), b.astype(narrow), jnp.zeros(0, a.dtype), jnp.zeros(0, b.dtype)
+    return product(axes, a, b), kept
 
 
-def _product_backward(axes, factors, g):
+def _product_backward(axes, kept, g):
     (left, right), out = axes.split("->")[0].split(","), axes.split("->")[1]
-    a, b = factors
-    return product(f"{out},{right}->{left}", g, b), product(f"{out},{left}->{right}", g, a)
+    a, b, like_a, like_b = kept
+    return (
+        _multiply(f"{out},{right}->{left}", g, b, like_a.dtype),
+        _multiply(f"{out},{left}->{right}", g, a, like_b.dtype),
+    )
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -307,7 +350,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention (Ainslie et al. 2023): query head n reads key/value head n // G. Softmax in float32.
 
-    `mask` [T, S] or [B, T, S] says which slots a token may look at. Computed in the keys' dtype, returned in that of q. The
+    `mask` [T, S] or [B, T, S] says which slots a token may look at. Products in the keys' dtype, returned in that of q. The
     same function as `jax.nn.dot_product_attention`; written out, because on a CPU these products are quicker.
     """
     B, T, N, H = q.shape
@@ -321,13 +364,13 @@ def attend(
 
 
 def linear(x: Float[Array, "... in"], weight: Float[Array, "out in"]) -> Float[Array, "... out"]:
-    """W x for every x, in x's dtype."""
+    """W x for every x: see `product` for the dtypes."""
     rows = x.reshape(-1, x.shape[-1])
     n = len(rows)
-    if n == 1 and x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if n == 1 and weight.dtype == jnp.bfloat16 and on_cpu():
         # XLA has no bfloat16 routine for a matrix and one vector, and would make a float32 copy of the matrix at each step.
         rows = jnp.concatenate([rows, rows])
-    return product("Ni,oi->No", rows, weight.astype(x.dtype))[:n].reshape(*x.shape[:-1], -1)
+    return product("Ni,oi->No", rows, weight)[:n].reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Module):
@@ -340,7 +383,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = linear(x, self.weight[...])
-        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
 
 class Bits(nnx.Variable):
@@ -481,8 +524,11 @@ class Decoder(nnx.Module):
         B, T = tokens.shape
         step = positions is not None and cache is not None  # else the tokens stand at 0 ... T - 1 of an empty cache
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-        cos, sin = rope_tables(positions, self.config)
+            # As constants: left to itself, XLA fuses the cosine into its uses and computes it again in every layer.
+            with jax.ensure_compile_time_eval():
+                cos, sin = rope_tables(jnp.arange(T)[None], self.config)
+        else:
+            cos, sin = rope_tables(positions, self.config)
         if step:
             slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-2]
             # A token sees the slots up to its own position: later ones are empty, or a longer prompt's padding.
@@ -492,6 +538,8 @@ class Decoder(nnx.Module):
             if segments is not None:
                 mask = mask & (segments[:, :, None] == segments[:, None, :])
         x = self.embed_tokens(tokens)
+        weights_dtype = x.dtype
+        x = x.astype(working_dtype(weights_dtype))
 
         def put(old, new, *at):
             """`new` [B, T, K, H] into the slots of the cache; `at` is (layer,) where layers are stacked."""
@@ -500,6 +548,9 @@ class Decoder(nnx.Module):
                 return old.at[(*at, jnp.arange(B)[:, None], slice(None), positions)].set(new)
             new = jnp.swapaxes(new, 1, 2)
             return jax.lax.dynamic_update_slice(old, new[None] if at else new, (*at, *[0] * 4))
+
+        def narrow(k, v):
+            return k.astype(weights_dtype), v.astype(weights_dtype)
 
         def whole(slots):
             return jnp.swapaxes(slots, 1, 2)  # [B, S, K, H], as `attend` names its axes: the compiler moves nothing
@@ -510,9 +561,9 @@ class Decoder(nnx.Module):
 
                 def store(k, v, i=i):
                     keys[i], values[i] = put(keys[i], k), put(values[i], v)
-                    return (whole(keys[i]), whole(values[i])) if step else (k, v)
+                    return (whole(keys[i]), whole(values[i])) if step else narrow(k, v)
 
-                x = getattr(self.layers, str(i))(x, cos, sin, mask, None if cache is None else store)
+                x = getattr(self.layers, str(i))(x, cos, sin, mask, narrow if cache is None else store)
             return self.norm(x), None if cache is None else Cache(tuple(keys), tuple(values))
 
         graph, layers = nnx.split(self.layers)
@@ -524,16 +575,16 @@ class Decoder(nnx.Module):
             def store(k, v):
                 nonlocal cache
                 cache = Cache(put(cache.k, k, i), put(cache.v, v, i))
-                return (whole(cache.k[i]), whole(cache.v[i])) if step else (k, v)
+                return (whole(cache.k[i]), whole(cache.v[i])) if step else narrow(k, v)
 
-            x = nnx.merge(graph, layer)(x, cos, sin, mask, None if cache is None else store)
+            x = nnx.merge(graph, layer)(x, cos, sin, mask, narrow if cache is None else store)
             return (x, cache), x if collect else None
 
         if self.remat:
             block = jax.checkpoint(block, prevent_cse=False)
         # On a CPU, XLA slices and updates a stack of 16-bit floats by way of a float32 copy of the whole stack, in every
         # iteration. Written out, the loop has no such slices; it takes longer to compile.
-        written_out = x.dtype.itemsize == 2 and jax.default_backend() == "cpu"
+        written_out = weights_dtype.itemsize == 2 and on_cpu()
         (x, cache), states = jax.lax.scan(
             block,
             (x, cache),
@@ -559,8 +610,8 @@ class Transformer(nnx.Module):
 
     @property
     def cache_dtype(self):
-        """The dtype of a KV cache: that of the weights; float32 on a CPU, which would convert all of it at each step."""
-        return jnp.float32 if jax.default_backend() == "cpu" else self.dtype
+        """The dtype of a KV cache."""
+        return working_dtype(self.dtype)
 
     @property
     def head(self) -> nnx.Module:
@@ -570,8 +621,9 @@ class Transformer(nnx.Module):
     def hidden(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None, segments=None):
         """(hidden states [B, T, D], cache).
 
-        Without a cache: `segments` [B, T] keeps packed sequences apart, `positions` [B, T] restart in each. With one: no
-        positions means "a prompt, from slot 0 on"; with positions the tokens look at the slots up to their own.
+        Without a cache: `segments` [B, T] keeps packed sequences apart; positions need not restart in each, as RoPE sees
+        their differences alone. With one: no positions means "a prompt, from slot 0 on"; with positions the tokens look
+        at the slots up to their own.
         """
         if tokens.shape[1] > self.config.context:
             raise CourseError(
