@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from tests import tiny
-from utils import CourseError, data, minigpt, train
+from utils import CourseError, checkpoints, data, losses, minigpt, train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -559,7 +559,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_is_really_full(small_disk, uninterrupted, monkeypatch, asks_first):
     if not asks_first:  # the space went between the question and the write
         usage = shutil.disk_usage("/")
-        monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     model, run = tiny.model(), small_disk / "run"
     filler = small_disk / "filler"
     real = train.Store.save
@@ -598,3 +598,61 @@ def test_the_stream_of_batches_continues_where_it_stopped():
     other = data.batches(tiny.rows(), 32, 4, eot=tiny.tok().eot_token)
     other.set_state(state)
     assert all(np.array_equal(a, next(other)["inputs"]) for a in expected)
+
+
+# -------------------------------------------------------------------------------- small batches, added up; one run a folder
+
+
+def weighted_loss(model, batch, key):
+    hidden, _ = model.hidden(batch["inputs"])
+    return losses.chunked_cross_entropy(model.embed_tokens, hidden, batch["targets"], batch.get("weights"), chunk=16)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_eight_small_batches_equal_one_large_one(weighted):
+    """1 x 8 equals 8 x 1, though the rows count different numbers of tokens, and one of them none."""
+    batch = dict(next(data.batches(tiny.rows(), 32, 8, eot=tiny.tok().eot_token)))
+    if weighted:
+        counted = np.arange(batch["inputs"].shape[1]) < np.array([0, 1, 2, 5, 9, 20, 30, 32])[:, None]
+        batch["weights"] = counted.astype(np.float32)
+    found = []
+    for parts in (1, 8):
+        model = tiny.model()
+        history = train.fit(
+            model,
+            iter([batch] * 3),
+            weighted_loss,
+            optax.adam(1e-2),
+            steps=3,
+            accumulate=parts,
+            log_every=1,
+            progress=False,
+        )
+        found.append((tiny.weights(model), history.loss, history.grad_norm))
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-5)
+    np.testing.assert_allclose(found[0][2], found[1][2], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(found[0][0]), jax.tree.leaves(found[1][0])):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(CourseError, match="divisor of the batch's 4 rows, found 3") as error:
+        train.fit(tiny.model(), tiny.batches(), weighted_loss, optax.sgd(1.0), steps=1, accumulate=3, progress=False)
+    one_line(error)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    first = checkpoints.Store(tmp_path / "run", {})
+    with pytest.raises(CourseError, match="another run is using this folder") as error:
+        tiny.fit(tiny.model(), tmp_path / "run")
+    one_line(error)
+    first.close()
+    tiny.fit(tiny.model(), tmp_path / "run")
+
+
+def test_checkpoints_by_time(tmp_path):
+    train.fit(
+        tiny.model(), tiny.batches(), train.next_token_loss, optax.sgd(0.1), steps=6, directory=tmp_path / "run",
+        save_seconds=0.0, progress=False,
+    )  # fmt: skip
+    assert steps_in(tmp_path / "run") == [5, 6]  # the newest two are kept

@@ -31,10 +31,14 @@ def _forward(head, learnt, rest, hidden, targets, weights, chunk):
         loss, (g_learnt, g_hidden) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(learnt, *chunk)
         return (total + loss, jax.tree.map(jnp.add, grads, g_learnt)), g_hidden
 
-    parts = hidden.reshape(-1, chunk, hidden.shape[-1]), targets.reshape(-1, chunk), weights.reshape(-1, chunk)
+    def cut(
+        x,
+    ):  # [B, T, ...] -> [T / chunk, B, chunk, ...]: every chunk has all rows, so all devices of a mesh work on it
+        return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)
+
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learnt)
-    (total, g_learnt), g_hidden = jax.lax.scan(step, start, parts)
-    return total, (g_learnt, g_hidden.reshape(hidden.shape))
+    (total, g_learnt), g_hidden = jax.lax.scan(step, start, tuple(map(cut, (hidden, targets, weights))))
+    return total, (g_learnt, jnp.moveaxis(g_hidden, 0, 1).reshape(hidden.shape))
 
 
 def _backward(head, chunk, grads, g):
@@ -57,10 +61,10 @@ def chunked_cross_entropy(
     """Mean cross-entropy in nats per token, of the logits that `head` makes of `hidden`.
 
     `head` is a model's output layer: a linear layer, or an embedding table used as one (through its `attend`). `weights`
-    say how much each token counts (0: not at all); the mean is over them. `wrt` says which of the head's variables are
-    learnt, as in `train.fit`: the others get no gradient, which for a frozen table saves a third of the head's work.
-    `chunk` is how many tokens have logits at one time. Gradients are made in the forward pass, so use this for training;
-    a loss alone is cheaper from the plain logits.
+    say how much each token counts (0: not at all); the mean is over them, and 0 where none counts. `wrt` says which of
+    the head's variables are learnt, as in `train.fit`: the others get no gradient, which for a frozen table saves a
+    third of the head's work. `chunk` is how many tokens have logits at one time: as many of each row. Gradients are made
+    in the forward pass, so use this for training; a loss alone is cheaper from the plain logits.
     """
     graph, learnt, rest = nnx.split(head, wrt, ...)
 
@@ -69,9 +73,9 @@ def chunked_cross_entropy(
         return layer.attend(h) if hasattr(layer, "attend") else layer(h)
 
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights.astype(jnp.float32)
-    flat, chunk = hidden.reshape(-1, hidden.shape[-1]), min(chunk, targets.size)
-    missing = -targets.size % chunk  # the last chunk is filled up with tokens of weight zero
-    flat, *rows = (
-        jnp.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in (flat, targets.ravel(), weights.ravel())
-    )
-    return _summed(logits, learnt, rest, flat, *rows, chunk) / weights.sum()
+    rows, length = targets.shape
+    chunk = min(-(-chunk // rows), length)
+    missing = -length % chunk  # the last chunk is filled up with tokens of weight zero
+    parts = (jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)) for a in (hidden, targets, weights))
+    counted = weights.sum()
+    return _summed(logits, learnt, rest, *parts, chunk) / jnp.where(counted > 0, counted, 1)

@@ -13,10 +13,10 @@ deadline. A run that is killed and started again with the same arguments continu
 and ends with the same bits as one that was never killed.
 """
 
+import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
-import shutil
 import signal
 import sys
 import threading
@@ -29,10 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from utils import CourseError
+from utils import CourseError, checkpoints, sharding
+from utils.checkpoints import Store
 
 
 class NonFiniteLoss(CourseError):
@@ -80,8 +82,11 @@ def optimizer(
     return optax.chain(optax.clip_by_global_norm(clip), adamw)
 
 
-def make_step(graph, loss_fn: Callable, tx: optax.GradientTransformation):
+def make_step(graph, loss_fn: Callable, tx: optax.GradientTransformation, accumulate: int = 1):
     """The compiled training step: (carry, rest, batch, key) -> (carry, loss, gradient norm), carry donated.
+
+    With `accumulate` > 1 the batch's arrays are [accumulate, B, ...]: gradients of that many small batches are added up
+    before the one update, which is that of the large batch in the memory of a small one.
 
     carry = (learnt, opt_state, healthy). Once a loss or gradient is not finite, `healthy` turns false, and from there
     on no step changes anything: the weights stay what they were before the bad batch, whenever the host looks.
@@ -89,7 +94,8 @@ def make_step(graph, loss_fn: Callable, tx: optax.GradientTransformation):
 
     def step(carry, rest, batch, key):
         learnt, opt_state, healthy = carry
-        loss, grads = jax.value_and_grad(lambda p: loss_fn(nnx.merge(graph, p, rest), batch, key))(learnt)
+        grad = jax.value_and_grad(lambda p, batch, key: loss_fn(nnx.merge(graph, p, rest), batch, key))
+        loss, grads = (grad if accumulate == 1 else functools.partial(_accumulated, grad))(learnt, batch, key)
         norm = optax.tree.norm(grads)
         updates, new_opt_state = tx.update(grads, opt_state, learnt)
         new = (optax.apply_updates(learnt, updates), new_opt_state)
@@ -98,6 +104,27 @@ def make_step(graph, loss_fn: Callable, tx: optax.GradientTransformation):
         return (*kept, healthy), loss, norm
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _accumulated(grad: Callable, learnt, batches, key):
+    """(loss, gradients) of several small batches, as of all their tokens at once.
+
+    Each small batch's mean counts as often as tokens are counted in it (`weights`, else all of them): a plain average
+    would let the tokens of a batch with few answers weigh more.
+    """
+
+    def add(total, numbered):
+        i, batch = numbered
+        tokens = batch["weights"].sum() if "weights" in batch else jnp.float32(1)
+        loss, grads = grad(learnt, batch, jax.random.fold_in(key, i))
+        return jax.tree.map(
+            lambda t, new: t + (tokens * new).astype(t.dtype), total, (loss, grads, jnp.float32(1))
+        ), None
+
+    start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learnt), jnp.float32(0)
+    numbers = jnp.arange(len(jax.tree.leaves(batches)[0]))
+    (loss, grads, tokens), _ = jax.lax.scan(add, start, (numbers, batches))
+    return jax.tree.map(lambda x: (x / tokens).astype(x.dtype), (loss, grads))
 
 
 def fit(
@@ -114,14 +141,20 @@ def fit(
     evaluate_every: int | None = None,
     directory: str | Path | None = None,
     save_every: int | None = None,
+    save_seconds: float | None = None,
     max_seconds: float | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> History:
     """Train `model` in place for `steps` steps, or until `max_seconds` of wall clock are over.
 
     `batches` yields dicts of arrays. `loss_fn(model, batch, key)` is a scalar. `evaluate(model)` is called every
-    `evaluate_every` steps and at the end. With a `directory`, a checkpoint is written every `save_every` steps and at
-    the end, and a run found there is continued: `batches` then needs `get_state` and `set_state` (grain's have them).
+    `evaluate_every` steps and at the end. With a `directory`, a checkpoint is written every `save_every` steps, when
+    `save_seconds` have passed since the last, and at the end, and a run found there is continued: `batches` then needs
+    `get_state` and `set_state` (grain's have them). `accumulate` cuts each batch into that many parts (see `make_step`).
+    On a `mesh`, for a model that is sharded over it, batches are split over its fsdp axis; with several processes, each
+    gives its own rows, all stop at the same step, and only the first one prints.
     Ctrl-C and SIGTERM finish the step under way, save, and return; a second Ctrl-C stops at once. Raises
     `NonFiniteLoss`, naming the batch. However `fit` ends, the model holds whole weights: the newest it can have.
     """
@@ -132,14 +165,21 @@ def fit(
         raise CourseError(f"wrt={wrt}: selects no variable of {type(model).__name__}: nothing would be trained")
     # Copies: the step donates its arguments, and the caller's model must not lose its arrays if the run fails.
     learnt = jax.tree.map(jnp.copy, learnt)
-    carry = (learnt, tx.init(learnt), jnp.array(True))
+    carry = (learnt, *_everywhere((tx.init(learnt), jnp.array(True)), mesh))
     history, start = History(), 0
     store = None
     if directory is not None:
         store = Store(directory, fingerprint=_fingerprint(model, carry, seed, steps))
         if store.latest is not None:
-            carry, history, start = store.restore(carry, batches)
-    step_fn, key = make_step(graph, loss_fn, tx), jax.random.key(seed)
+            try:
+                carry, found, start = store.restore(carry, batches)
+            except CourseError:
+                store.close()
+                raise
+            history = History(**found | {"stopped": "finished"})
+            history.evaluations = [tuple(pair) for pair in history.evaluations]
+    step_fn, key = make_step(graph, loss_fn, tx, accumulate), jax.random.key(seed)
+    first = jax.process_index() == 0
 
     def write_back():
         # Copies again: the next step will donate these arrays while the model is still in the caller's hands.
@@ -147,13 +187,15 @@ def fit(
 
     def checkpoint(step):
         if store is not None:
-            store.save(step, carry, batches, history)
+            store.save(step, carry, batches, dataclasses.asdict(history))
 
-    begun = time.perf_counter()
+    begun = saved_at = time.perf_counter()
     pending, clock, saved = [], None, start
-    bar = tqdm(total=steps, initial=start, disable=not progress, file=sys.stdout, unit="step", mininterval=1.0)
+    bar = tqdm(
+        total=steps, initial=start, disable=not (progress and first), file=sys.stdout, unit="step", mininterval=1.0
+    )
     try:
-        with _Signals() as signals:
+        with _Signals() as signals, contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
             for step in range(start, steps):
                 batch = next(batches, None)
                 if batch is None:
@@ -161,7 +203,8 @@ def fit(
                         f"batches: ended after {step - start} of {steps - start} batches: give an endless iterator "
                         "(data.batches is one), or fewer steps"
                     )
-                carry, loss, norm = step_fn(carry, rest, batch, jax.random.fold_in(key, step))
+                batch = placed(batch, accumulate, mesh)
+                carry, loss, norm = step_fn(carry, rest, batch, _everywhere(jax.random.fold_in(key, step), mesh))
                 pending.append((loss, norm))
                 if clock is None:  # the first step compiles: the clock starts after it
                     loss.block_until_ready()
@@ -169,12 +212,14 @@ def fit(
                 else:
                     timed += 1
                 done = step + 1
-                if done < steps and signals.caught:
-                    history.stopped = "interrupted"
-                elif done < steps and max_seconds is not None and time.perf_counter() - begun > max_seconds:
-                    history.stopped = "deadline"
+                now = time.perf_counter()
+                late = max_seconds is not None and now - begun > max_seconds
+                due = save_seconds is not None and now - saved_at > save_seconds
+                caught, late, due = _agreed(signals.caught, late, due, ask=done % log_every == 0)
+                if done < steps and (caught or late):
+                    history.stopped = "interrupted" if caught else "deadline"
                 last = done == steps or history.stopped != "finished"
-                saving = store is not None and (last or (save_every and done % save_every == 0))
+                saving = store is not None and (last or due or (save_every and done % save_every == 0))
                 evaluating = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
                 if not (last or saving or evaluating or done % log_every == 0):
                     continue
@@ -196,7 +241,7 @@ def fit(
                     history.evaluations.append((done, float(evaluate(model))))
                 if saving:
                     checkpoint(done)
-                    saved = done
+                    saved, saved_at = done, time.perf_counter()
                 shown = {"loss": f"{history.loss[-1]:.3f}", "tokens/s": f"{history.tokens_per_s[-1]:,.0f}"}
                 bar.set_postfix(shown, refresh=False)
                 bar.update(done - bar.n)
@@ -205,12 +250,47 @@ def fit(
                     break
     finally:
         bar.close()
+        if store is not None:
+            store.close()
         if not any(leaf.is_deleted() for leaf in jax.tree.leaves(carry[0])):  # a step that failed half-way ate them
             write_back()
-    if history.stopped != "finished":
+    if history.stopped != "finished" and first:
         where = f"saved in {directory}" if store is not None and saved else "not saved: no directory was given"
         print(f"Stopped at step {done} of {steps} ({history.stopped}); the model holds that step's weights, {where}.")
     return history
+
+
+def placed(batch, accumulate: int, mesh: Mesh | None):
+    """A host's batch on the devices: cut into `accumulate` parts, rows split over the mesh's fsdp axis."""
+    if accumulate > 1:
+        rows = len(jax.tree.leaves(batch)[0])
+        if rows % accumulate:
+            raise CourseError(f"accumulate: expected a divisor of the batch's {rows} rows, found {accumulate}")
+        batch = jax.tree.map(lambda x: np.asarray(x).reshape(accumulate, -1, *x.shape[1:]), batch)
+    return batch if mesh is None else sharding.shard_batch(batch, mesh, axis=int(accumulate > 1))
+
+
+def _everywhere(tree, mesh: Mesh | None):
+    """On a mesh: what is not yet spread over it goes to all of its devices, whole."""
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: x if len(x.sharding.device_set) == mesh.size > 1 else jax.device_put(x, whole), tree)
+
+
+def _agreed(*flags: bool, ask: bool) -> tuple[bool, ...]:
+    """The flags, if one process is all there is. Of several, each flag that any has, looked at only when `ask`.
+
+    All must stop, and save, at the same step, or the others would wait for ever. Asking waits for the device, so it is
+    done where the loop waits in any case.
+    """
+    if jax.process_count() == 1:
+        return flags
+    if not ask:
+        return (False,) * len(flags)
+    from jax.experimental import multihost_utils
+
+    return tuple(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
 
 
 def _stopped_message(what: str, bad: int, store: "Store | None") -> str:
@@ -221,6 +301,15 @@ def _stopped_message(what: str, bad: int, store: "Store | None") -> str:
         f"step {bad}: {what} is not finite (batch {bad} of this run); {after}: lower the learning rate, or look at "
         "that batch"
     )
+
+
+def _fingerprint(model, carry, seed: int, steps: int) -> dict:
+    """What must agree for a checkpoint to be continued: all that is learnt by name and shape, the config, seed, length.
+
+    The config too, because shapes do not tell everything: 2 heads of 64 have the arrays of 4 heads of 32.
+    """
+    arrays = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in checkpoints.named(carry).items()}
+    return {"arrays": arrays, "config": repr(getattr(model, "config", None)), "seed": seed, "steps": steps}
 
 
 class _Signals:
@@ -241,136 +330,6 @@ class _Signals:
     def __exit__(self, *_):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-def _named(tree) -> dict[str, Array]:
-    """A pytree as a flat dict by path, the form in which it is saved: readable names, and no classes to unpickle."""
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _fingerprint(model, carry, seed: int, steps: int) -> dict:
-    """What must agree for a checkpoint to be continued: all that is learnt by name and shape, the config, seed, length.
-
-    The config too, because shapes do not tell everything: 2 heads of 64 have the arrays of 4 heads of 32.
-    """
-    arrays = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named(carry).items()}
-    return {"arrays": arrays, "config": repr(getattr(model, "config", None)), "seed": seed, "steps": steps}
-
-
-class Store:
-    """A folder of checkpoints, one per step, written by orbax: a checkpoint is there completely or not at all."""
-
-    def __init__(self, directory: str | Path, fingerprint: dict):
-        import orbax.checkpoint as ocp  # takes seconds to import, and is needed by long runs only
-
-        self.ocp, self.fingerprint = ocp, fingerprint
-        self.directory = Path(directory).absolute()
-        if self.directory.exists() and not self.directory.is_dir():
-            raise CourseError(f"{directory}: expected a folder for checkpoints, found a file")
-        # Saving in the background would still be reading arrays that the next step overwrites in place.
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
-
-    @property
-    def latest(self) -> int | None:
-        return self.manager.latest_step()
-
-    def save(self, step: int, carry, batches, history: History) -> None:
-        """Write step `step`. Raises `CourseError` when the disk is full; earlier checkpoints are untouched."""
-        if self.latest == step:
-            return
-        arrays = _named(carry)
-        needed = 2 * sum(leaf.nbytes for leaf in arrays.values())
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            raise CourseError(
-                f"{self.directory}: a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free: make room and "
-                f"start again, the run continues from step {self.latest or 0}"
-            )
-        state = batches.get_state() if hasattr(batches, "get_state") else None
-        meta = {
-            "fingerprint": self.fingerprint,
-            "batches": state.decode() if isinstance(state, bytes) else state,
-            "history": dataclasses.asdict(history),
-        }
-        meta["digest"] = _digest(arrays)
-        args = self.ocp.args
-        try:
-            self.manager.save(step, args=args.Composite(arrays=args.StandardSave(arrays), meta=args.JsonSave(meta)))
-            self.manager.wait_until_finished()
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise CourseError(
-                f"{self.directory}: step {step} could not be saved ({reason}); the checkpoint of step "
-                f"{self.latest or 0} is unchanged: make room and start again to continue from there"
-            ) from error
-
-    def restore(self, carry, batches):
-        """(carry, history, step) of the newest checkpoint that is complete and undamaged.
-
-        Newer ones that are damaged are renamed, or the run could not save its next checkpoint over them.
-        """
-        arrays, args, damaged = _named(carry), self.ocp.args, []
-        for step in sorted(self.manager.all_steps(), reverse=True):
-            try:
-                meta = self.manager.restore(step, args=args.Composite(meta=args.JsonRestore())).meta
-                self._compare(meta["fingerprint"])
-                target = jax.tree.map(self.ocp.utils.to_shape_dtype_struct, arrays)
-                found = self.manager.restore(step, args=args.Composite(arrays=args.StandardRestore(target))).arrays
-                if _digest(found) != meta["digest"]:
-                    raise ValueError("contents differ from what was saved")
-            except CourseError:
-                raise
-            except Exception as error:  # orbax and tensorstore raise many types for a damaged file
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-                print(f"{self.directory}: step {step} is damaged ({reason}); trying the one before it")
-                damaged.append(step)
-                continue
-            for number in damaged:
-                (self.directory / str(number)).rename(self.directory / f"damaged-{number}-{time.time_ns()}")
-            if damaged:
-                self.manager.reload()
-            if meta["batches"] is not None:
-                if not hasattr(batches, "set_state"):
-                    raise CourseError(
-                        "batches: expected an iterator with set_state, to continue where the run stopped, found "
-                        f"{type(batches).__name__}: pass data.batches(...), or another directory"
-                    )
-                state = meta["batches"]
-                batches.set_state(state.encode() if isinstance(batches.get_state(), bytes) else state)
-            leaves = [found[name] for name in arrays]
-            history = History(**meta["history"])
-            history.evaluations = [tuple(pair) for pair in history.evaluations]
-            history.stopped = "finished"
-            return jax.tree.unflatten(jax.tree.structure(carry), leaves), history, step
-        raise CourseError(
-            f"{self.directory}: no checkpoint in it can be read: delete the folder, or name another, to start anew"
-        )
-
-    def _compare(self, found: dict) -> None:
-        expected = self.fingerprint
-        for name in sorted(expected["arrays"].keys() | found["arrays"].keys()):
-            a, b = expected["arrays"].get(name, "nothing"), found["arrays"].get(name, "nothing")
-            if a != b:
-                raise CourseError(
-                    f"{self.directory}: its checkpoint is from another configuration: {name}: expected {a}, found {b}: "
-                    "use the configuration it was made with, or another directory"
-                )
-        for name in ("config", "seed", "steps"):
-            if expected[name] != found.get(name):
-                raise CourseError(
-                    f"{self.directory}: its checkpoint was made with {name}={found.get(name)}, this run has "
-                    f"{expected[name]}: use the same, or another directory"
-                )
-
-
-def _digest(arrays: dict[str, Array]) -> str:
-    """sha256 of all arrays: a bit flipped on disk is found when the checkpoint is read."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        sha.update(name.encode())
-        sha.update(np.ascontiguousarray(jax.device_get(arrays[name])).tobytes())
-    return sha.hexdigest()
 
 
 def write_metrics(path: str | Path, history: History) -> None:
