@@ -42,7 +42,7 @@ def training_bytes(trained, frozen):
 """),
     ],
     "10.3": [
-        ("last-column", """
+        ("reads-the-padding", """
 def read_labels(logits, lengths, negative, positive):
     return (logits[:, -1, positive] > logits[:, -1, negative]).astype(int)
 """),
@@ -51,7 +51,7 @@ def read_labels(logits, lengths, negative, positive):
     answer = logits[np.arange(len(lengths)), lengths - 1]
     return (answer[:, positive] < answer[:, negative]).astype(int)
 """),
-        ("one-position-early", """
+        ("reads-too-early", """
 def read_labels(logits, lengths, negative, positive):
     answer = logits[np.arange(len(lengths)), lengths - 2]
     return (answer[:, positive] > answer[:, negative]).astype(int)
@@ -78,6 +78,16 @@ def mcnemar(first, second):
     b, c = int((first & ~second).sum()), int((~first & second).sum())
     return 2 * sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
 """),
+        ("one-order-only", """
+def mcnemar(first, second):
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    return min(1.0, 2 * sum(math.comb(b + c, k) for k in range(b + 1)) / 2 ** (b + c))
+"""),
+        ("this-split-left-out", """
+def mcnemar(first, second):
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    return min(1.0, 2 * sum(math.comb(b + c, k) for k in range(min(b, c))) / 2 ** (b + c))
+"""),
         ("all-sentences", """
 def mcnemar(first, second):
     b, c = int((first & ~second).sum()), int((~first & second).sum())
@@ -101,6 +111,11 @@ def first_change(rank, alpha, inside, rate, rank_stabilised):
 def first_change(rank, alpha, inside, rate, rank_stabilised):
     s = alpha / (math.sqrt(rank) if rank_stabilised else rank)
     return s * rate / math.sqrt(3 * inside)
+"""),
+        ("cases-swapped", """
+def first_change(rank, alpha, inside, rate, rank_stabilised):
+    s = alpha / (rank if rank_stabilised else math.sqrt(rank))
+    return s * rate * math.sqrt(rank / (3 * inside))
 """),
         ("no-square-root", """
 def first_change(rank, alpha, inside, rate, rank_stabilised):
@@ -127,6 +142,16 @@ def dora(x, W, A, B, s, m):
 def dora(x, W, A, B, s, m):
     rows = jax.lax.stop_gradient(W + s * B @ A)
     return (x @ rows.T) * (m / jnp.linalg.norm(rows, axis=1))
+"""),
+        ("columns-not-rows", """
+def dora(x, W, A, B, s, m):
+    rows = W + s * B @ A
+    return x @ (rows / jax.lax.stop_gradient(jnp.linalg.norm(rows, axis=0))).T * m
+"""),
+        ("lengths-do-not-learn", """
+def dora(x, W, A, B, s, m):
+    rows = W + s * B @ A
+    return (x @ rows.T) * jax.lax.stop_gradient(m / jnp.linalg.norm(rows, axis=1))
 """),
         ("scale-forgotten", """
 def dora(x, W, A, B, s, m):

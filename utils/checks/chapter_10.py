@@ -21,6 +21,7 @@ def needed_right(learner):
             "upper-end": (41, "the upper end lies above the floor for bad classifiers too", "which end of the two"),
             "one-too-many": (61, "one answer fewer is enough", "where the count stops"),
             "one-too-few": (59, "the interval of this count still holds the floor", "where the count stops"),
+            "share-not-count": (0.6, "this is an accuracy", "how many answers that is"),
         },
     )
     expect_close(call(learner, 400, 0.8), 336, "the right answers needed of 400, for 0.8", rtol=0, atol=1e-6)
@@ -56,9 +57,9 @@ def read_labels(learner):
     lengths = np.array([2, 5, 3, 6])
     truth, before, behind = np.array([1, 0, 1, 0]), np.array([0, 0, 1, 1]), np.array([1, 1, 1, 0])
     negative, positive = 7, 3
-    logits = np.zeros((4, 6, 11), np.float32)
+    logits = np.zeros((4, 7, 11), np.float32)
     for i, length in enumerate(lengths):
-        says = np.repeat([before[i], behind[i]], [length, 6 - length])
+        says = np.repeat([before[i], behind[i]], [length, 7 - length])
         says[length - 1] = truth[i]
         logits[i, :, negative], logits[i, :, positive] = 1 - says, says
     logits[:, :, 9] = 5.0  # a third word that is likelier than both
@@ -69,10 +70,11 @@ def read_labels(learner):
         "the labels",
         axes="[B]",
         unlike={
-            "last-column": (behind, "this reads the padding of the shorter rows", "the index in each row"),
+            "reads-the-padding": (behind, "this reads the padding behind the answer", "the index in each row"),
             "words-swapped": (1 - truth, "every label is the opposite", "which word makes a 1"),
             "third-word": (np.zeros(4), "the likeliest word of all is neither of the two", "the two logits alone"),
-            "one-position-early": (before, "this reads the position before the answer", "the index in each row"),
+            "reads-too-early": (before, "this reads a position before the answer", "the index in each row"),
+            "ids-not-labels": (np.where(truth, positive, negative), "these are the words' ids", "1 and 0"),
         },
     )
     expect(found.dtype.kind in "biu", "not-a-label", "expected whole numbers 0 and 1, found floats", "what you return")
@@ -96,11 +98,15 @@ def mcnemar(learner):
             "all-sentences": (0.368202, "sentences on which both agree say nothing", "the number of coins"),
             "only-this-split": (0.0295715, "more uneven splits count as well", "the sum"),
             "only-half-of-this-split": (0.0147858, "more uneven splits count as well", "the sum"),
+            "this-split-left-out": (0.0118179, "the split itself counts as well", "where the sum ends"),
+            "normal-approximation": (0.0253473, "this is a normal approximation", "sums of math.comb"),
         },
     )
     more = call(learner, *arrays(5000, 5, 15, 3000))
     expect(is_close(more, found), "all-sentences", "sentences on which both agree change the result", "the coins")
-    expect_close(call(learner, *arrays(50, 15, 5, 30)), 0.0413895, "the p-value of 15 to 5", rtol=1e-4)
+    turned = call(learner, *arrays(50, 15, 5, 30))
+    expect(not is_close(turned, 1.0), "one-order-only", "15 to 5 is as uneven as 5 to 15", "the smaller of the two")
+    expect_close(turned, 0.0413895, "the p-value of 15 to 5", rtol=1e-4)
     even = call(learner, *arrays(10, 4, 4, 2))
     expect(not (array(even) > 1.0 + 1e-9), "above-one", "a p-value of an even split came out above 1", "the doubling")
     expect_close(even, 1.0, "the p-value of 4 to 4")
@@ -110,8 +116,10 @@ def mcnemar(learner):
 @exercise("10.5")
 def first_change(learner):
     rank, alpha, inside, rate = 16, 8.0, 300, 0.01
-    plain = call(learner, rank, alpha, inside, rate, False)
+    plain, stable = (call(learner, rank, alpha, inside, rate, stabilised) for stabilised in (False, True))
     right = 0.5 * rate * math.sqrt(16 / 900)
+    swapped = is_close(plain, 4 * right, rtol=1e-3) and is_close(stable, right, rtol=1e-3)
+    expect(not swapped, "cases-swapped", "each case has the other's scale", "which scale divides by the root")
     expect_close(
         plain,
         right,
@@ -130,12 +138,10 @@ def first_change(learner):
                 "the sum over the rank",
             ),
             "rank-forgotten": (right / 4, "an entry is a sum over the rank", "the sum over the rank"),
-            "cases-swapped": (right * 4, "this is the rank-stabilised case", "the two scales"),
             "scale-forgotten": (right * 2, "the scale s is missing", "alpha"),
             "variance": (right**2, "this is the mean square", "the root"),
         },
     )
-    stable = call(learner, rank, alpha, inside, rate, True)
     expect_close(
         stable,
         4 * right,
@@ -176,6 +182,12 @@ def dora(learner):
                 "what is divided",
             ),
             "one-norm-for-all": (over(np.linalg.norm(changed)), "every row has a length of its own", "the norm's axis"),
+            "columns-not-rows": (
+                np.asarray(x) @ (changed / np.linalg.norm(changed, axis=0)).T * np.asarray(m),
+                "the columns are divided by their lengths",
+                "the norm's axis",
+            ),
+            "m-not-used": (over(np.linalg.norm(changed, axis=1)) / np.asarray(m), "every row has length 1", "m"),
             "no-division": (plain * np.asarray(m), "the rows' own lengths are still in", "the norm"),
             "lengths-not-used": (plain, "this is plain LoRA", "m and the norm"),
             "scale-forgotten": (
@@ -203,3 +215,5 @@ def dora(learner):
     wanted = gradient(lambda x, W, A, b, s, m: (x @ W.T + s * (x @ A.T) @ b.T) * factor)
     if not is_close(slope, wanted, rtol=1e-3, atol=1e-4):
         raise Mistake("too-much-detached", "B's gradient is not the one of a constant norm", "what stop_gradient holds")
+    if not np.abs(jax.grad(lambda lengths: (learner(x, W, A, B, s, lengths) ** 2).sum())(m)).any():
+        raise Mistake("lengths-do-not-learn", "m has no gradient", "what stop_gradient holds")
