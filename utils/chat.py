@@ -14,6 +14,7 @@ Three traps, all of them in DeepSeek-R1-Distill, and what is done here:
 """
 
 import datetime
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -133,10 +134,18 @@ class Tokenizer:
 
     # -------------------------------------------------------------------------------------------------- text and ids
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text: special tokens in it are recognised; begins with bos, once, if the model's texts do."""
+    @property
+    def digest(self) -> str:
+        """A checksum of the tokenizer's files: two with the same give the same tokens."""
+        return hashlib.sha256(json.dumps(self._files, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, text: str, begin: bool = True) -> list[int]:
+        """Token ids of a text: special tokens in it are recognised; begins with bos, once, if the model's texts do.
+
+        Not `begin`: the text goes on from another one, and no bos is added.
+        """
         ids = self._tok.encode(text, add_special_tokens=False).ids
-        if self._adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+        if begin and self._adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         return ids
 

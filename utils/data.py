@@ -187,18 +187,26 @@ def best_fit(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
     """
     stories_ = [np.concatenate([[eot], row]) for row in rows]
     pieces = [s[i : i + context] for s in stories_ for i in range(0, len(s), context)]
-    open_rows: list[list[int]] = [[] for _ in range(context + 1)]  # open_rows[r]: rows with r free places
-    parts: list[list[np.ndarray]] = []
-    for piece in sorted(pieces, key=len, reverse=True):
-        room = next((r for r in range(len(piece), context + 1) if open_rows[r]), None)
-        if room is None:
-            parts.append([])
-            row, room = len(parts) - 1, context
+    return _fill([[pieces[i] for i in row] for row in place([len(p) for p in pieces], context)], context, eot)
+
+
+def place(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """Which pieces share a row: their numbers, row by row. Longest first, each into the fullest row where it fits.
+
+    No length may exceed `room`.
+    """
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]  # open_rows[r]: rows with r free places
+    rows: list[list[int]] = []
+    for piece in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        free = next((r for r in range(lengths[piece], room + 1) if open_rows[r]), None)
+        if free is None:
+            rows.append([])
+            row, free = len(rows) - 1, room
         else:
-            row = open_rows[room].pop()
-        parts[row].append(piece)
-        open_rows[room - len(piece)].append(row)
-    return _fill(parts, context, eot)
+            row = open_rows[free].pop()
+        rows[row].append(piece)
+        open_rows[free - lengths[piece]].append(row)
+    return rows
 
 
 def _fill(parts: list[list[np.ndarray]], context: int, eot: int) -> Packed:
