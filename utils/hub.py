@@ -52,6 +52,7 @@ class Pin:
 
 
 TINYSTORIES, SST2, GSM8K = "roneneldan/TinyStories", "stanfordnlp/sst2", "openai/gsm8k"
+OPENR1 = "open-r1/OpenR1-Math-220k"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
 PINNED = {
@@ -59,6 +60,7 @@ PINNED = {
     ("models", R1): Pin("ad9f0ae0864d7fbcd1cd905e3c6c5b069cc8b562"),
     ("datasets", SST2): Pin("8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"),
     ("datasets", GSM8K): Pin("e53f048856ff4f594e959d75785d2c2d37b678ee"),
+    ("datasets", OPENR1): Pin("e4e141ec9dea9f8326f4d347be56105859b2bd68"),
     ("datasets", TINYSTORIES): Pin(
         "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
         {
