@@ -196,7 +196,7 @@ def on_eight_devices() -> None:
     log = []
     watch(log)
     assert jax.device_count() == 8
-    for name, (fsdp, tp) in (("qwen2-untied", (4, 2)), ("llama-tied", (8, 1)), ("llama-bf16", (2, 4))):
+    for name, (fsdp, tp) in (("qwen2-untied", (4, 2)), ("llama-tied", (8, 1)), ("llama-bf16", (4, 2))):
         log.clear()
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp)
         made = weights.load(HOME / name, mesh=mesh)

@@ -15,15 +15,17 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
-def _summed(head: Callable, learnt, rest, hidden, targets, weights, chunk: int):
-    return _forward(head, learnt, rest, hidden, targets, weights, chunk)[0]
+from utils.sharding import constrain, gather
 
 
-def _forward(head, learnt, rest, hidden, targets, weights, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(head: Callable, learnt, rest, hidden, targets, weights):
+    return _forward(head, learnt, rest, hidden, targets, weights)[0]
+
+
+def _forward(head, learnt, rest, hidden, targets, weights):
     def chunk_loss(learnt, h, t, w):
-        logits = head(learnt, rest, h).astype(jnp.float32)
+        logits = constrain(head(learnt, rest, h).astype(jnp.float32), "fsdp", None, "tp")
         return (w * optax.softmax_cross_entropy_with_integer_labels(logits, t)).sum()
 
     def step(carry, chunk):
@@ -31,17 +33,12 @@ def _forward(head, learnt, rest, hidden, targets, weights, chunk):
         loss, (g_learnt, g_hidden) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(learnt, *chunk)
         return (total + loss, jax.tree.map(jnp.add, grads, g_learnt)), g_hidden
 
-    def cut(
-        x,
-    ):  # [B, T, ...] -> [T / chunk, B, chunk, ...]: every chunk has all rows, so all devices of a mesh work on it
-        return jnp.moveaxis(x.reshape(len(x), -1, chunk, *x.shape[2:]), 1, 0)
-
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learnt)
-    (total, g_learnt), g_hidden = jax.lax.scan(step, start, tuple(map(cut, (hidden, targets, weights))))
-    return total, (g_learnt, jnp.moveaxis(g_hidden, 0, 1).reshape(hidden.shape))
+    (total, g_learnt), g_hidden = jax.lax.scan(step, start, (hidden, targets, weights))
+    return total, (g_learnt, g_hidden)
 
 
-def _backward(head, chunk, grads, g):
+def _backward(head, grads, g):
     g_learnt, g_hidden = jax.tree.map(lambda x: (g * x).astype(x.dtype), grads)
     return g_learnt, None, g_hidden, None, None
 
@@ -63,7 +60,7 @@ def chunked_cross_entropy(
     `head` is a model's output layer: a linear layer, or an embedding table used as one (through its `attend`). `weights`
     say how much each token counts (0: not at all); the mean is over them, and 0 where none counts. `wrt` says which of
     the head's variables are learnt, as in `train.fit`: the others get no gradient, which for a frozen table saves a
-    third of the head's work. `chunk` is how many tokens have logits at one time: as many of each row. Gradients are made
+    third of the head's work. `chunk` is about how many tokens have logits at one time: as many of each row. Gradients are made
     in the forward pass, so use this for training; a loss alone is cheaper from the plain logits.
     """
     graph, learnt, rest = nnx.split(head, wrt, ...)
@@ -73,9 +70,16 @@ def chunked_cross_entropy(
         return layer.attend(h) if hasattr(layer, "attend") else layer(h)
 
     weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights.astype(jnp.float32)
-    rows, length = targets.shape
-    chunk = min(-(-chunk // rows), length)
-    missing = -length % chunk  # the last chunk is filled up with tokens of weight zero
-    parts = (jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2)) for a in (hidden, targets, weights))
+    B, T = targets.shape
+    columns = max(1, min(chunk, B * T) // B)  # of every row, so that on a mesh each device works on rows of its own
+    missing = -T % columns  # the last chunk is filled up with tokens of weight zero
+
+    def chunks(a):  # [B, T, ...] -> [chunks, B, columns, ...]
+        a = jnp.pad(a, [(0, 0), (0, missing)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.swapaxes(a.reshape(B, -1, columns, *a.shape[2:]), 0, 1)
+
+    # Gathered here, once: inside it would be gathered again for every chunk.
+    learnt, rest = gather(learnt, prefix="lm_head."), gather(rest, prefix="lm_head.")
     counted = weights.sum()
-    return _summed(logits, learnt, rest, *parts, chunk) / jnp.where(counted > 0, counted, 1)
+    summed = _summed(logits, learnt, rest, *map(chunks, (hidden, targets, weights)))
+    return summed / jnp.where(counted > 0, counted, 1)

@@ -30,6 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from utils import CourseError
+from utils.sharding import constrain, gather
 
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
@@ -399,7 +400,8 @@ class Embed(nnx.Module):
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         if hasattr(self, "bits"):  # see `Transformer.unstacked`
             return jax.lax.bitcast_convert_type(self.bits[...][tokens], self.weight.dtype)
-        return self.weight[...][tokens]
+        # On a mesh each device looks up its own rows of the batch, in a table that is whole along the other dimension.
+        return constrain(constrain(self.weight[...], "tp", None)[tokens], "fsdp", None, None)
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """The table as output layer."""
@@ -447,7 +449,7 @@ class Attention(nnx.Module):
             parts = jnp.split(self.qkv_proj(x), [q, q + k], axis=-1)
         else:
             parts = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        return [y.reshape(*y.shape[:2], -1, self.head_size) for y in parts]
+        return [constrain(y.reshape(*y.shape[:2], -1, self.head_size), "fsdp", None, "tp", None) for y in parts]
 
     def __call__(self, x: Float[Array, "B T D"], cos, sin, mask, store=None):
         """[B, T, D]. `store(k, v)` keeps the new keys and values and returns those to look at."""
@@ -473,7 +475,7 @@ class MLP(nnx.Module):
             gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
         else:
             gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(jax.nn.silu(gate) * up)
+        return self.down_proj(constrain(jax.nn.silu(gate) * up, "fsdp", None, "tp"))
 
 
 class Block(nnx.Module):
@@ -487,8 +489,8 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], cos, sin, mask, store=None) -> Float[Array, "B T D"]:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, store)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = constrain(x + self.self_attn(self.input_layernorm(x), cos, sin, mask, store), "fsdp", None, None)
+        return constrain(x + self.mlp(self.post_attention_layernorm(x)), "fsdp", None, None)
 
 
 class Unstacked(nnx.Module):
@@ -577,7 +579,7 @@ class Decoder(nnx.Module):
                 cache = Cache(put(cache.k, k, i), put(cache.v, v, i))
                 return (whole(cache.k[i]), whole(cache.v[i])) if step else narrow(k, v)
 
-            x = nnx.merge(graph, layer)(x, cos, sin, mask, narrow if cache is None else store)
+            x = nnx.merge(graph, gather(layer, self.config))(x, cos, sin, mask, narrow if cache is None else store)
             return (x, cache), x if collect else None
 
         if self.remat:

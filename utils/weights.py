@@ -254,7 +254,7 @@ def load(
     for parameter, shape in _abstract(checkpoint.config).items():
         place = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
-            place = (rules or sharding.Rules()).sharding(mesh, parameter, shape)
+            place = (rules or sharding.Rules()).sharding(mesh, parameter, shape, checkpoint.config.kv_heads)
         stored = functools.reduce(np.promote_types, (checkpoint.dtype(name) for name in tensors[parameter]))
         read = _reader(checkpoint, tensors[parameter], shape, np.dtype(stored if dtype is None else dtype))
         arrays[parameter] = jax.make_array_from_callback(shape, place, read)
