@@ -74,6 +74,15 @@ def rope_complex(x, positions, base):
     return z * jnp.exp(1j * positions[:, None] * base ** (-2 * jnp.arange(H // 2) / H))
 """,
         ),
+        (
+            "parts-exchanged",
+            """
+def rope_complex(x, positions, base):
+    half = x.shape[-1] // 2
+    z = (x[:, :half] + 1j * x[:, half:]) * jnp.exp(1j * positions[:, None] * base ** (-jnp.arange(half) / half))
+    return jnp.concatenate([z.imag, z.real], axis=-1)
+""",
+        ),
     ],
     "7.3": [
         (
@@ -95,6 +104,13 @@ def expand(k, heads):
             """
 def expand(k, heads):
     return jnp.repeat(k, heads, axis=2)
+""",
+        ),
+        (
+            "divided-by-K",
+            """
+def expand(k, heads):
+    return k[:, :, jnp.arange(heads) // k.shape[2]]
 """,
         ),
     ],
@@ -127,6 +143,13 @@ def longest_context(config, memory, batch):
     return memory / (4 * config.layers * config.kv_heads * config.head_size * batch)
 """,
         ),
+        (
+            "rounded-up",
+            """
+def longest_context(config, memory, batch):
+    return round(memory / (4 * config.layers * config.kv_heads * config.head_size * batch))
+""",
+        ),
     ],
     "7.5": [
         (
@@ -148,6 +171,13 @@ def swiglu_width(D, multiple):
             """
 def swiglu_width(D, multiple):
     return -(-8 * D // 3)
+""",
+        ),
+        (
+            "rounded-down-first",
+            """
+def swiglu_width(D, multiple):
+    return -(-(8 * D // 3) // multiple) * multiple
 """,
         ),
     ],
@@ -174,6 +204,12 @@ smollm2 = 49152 * 576 + 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 
             "biases-counted",
             """
 smollm2 = transformer.count_parameters(Config.from_hf(SMOLLM2 | {"model_type": "qwen2"}))["total"]
+""",
+        ),
+        (
+            "one-norm-a-block",
+            """
+smollm2 = 49152 * 576 + 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536 + 576) + 576
 """,
         ),
     ],
@@ -220,6 +256,22 @@ def stretch(speeds, original, factor, low, high):
 def stretch(speeds, original, factor, low, high):
     turns = original * speeds
     s = jnp.clip((turns - low) / (high - low), 0, 1)
+    return s * speeds + (1 - s) * speeds / factor
+""",
+        ),
+        (
+            "fast-ones-slowed",
+            """
+def stretch(speeds, original, factor, low, high):
+    s = 1 - jnp.clip((original * speeds / (2 * math.pi) - low) / (high - low), 0, 1)
+    return s * speeds + (1 - s) * speeds / factor
+""",
+        ),
+        (
+            "not-clipped",
+            """
+def stretch(speeds, original, factor, low, high):
+    s = (original * speeds / (2 * math.pi) - low) / (high - low)
     return s * speeds + (1 - s) * speeds / factor
 """,
         ),

@@ -86,6 +86,14 @@ def place(name):
     return ".".join(parts), numbers[0] if numbers else 0
 """,
         ),
+        (
+            "pair-turned-round",
+            """
+def place(name):
+    parts = name.split(".")
+    return (None, name) if "layers" not in parts else (int(parts[2]), ".".join(parts[:2] + parts[3:]))
+""",
+        ),
     ],
     "8.3": [
         (
@@ -141,11 +149,30 @@ def piece(shape, spec, mesh, where):
 """,
         ),
         (
-            "wrong-axis",
+            "wrong-size",
             """
 def piece(shape, spec, mesh, where):
     sizes = list(mesh.values())
-    return tuple(slice(0, n) if axis is None else slice(0, n // sizes[i % 2]) for i, (n, axis) in enumerate(zip(shape, spec)))
+    steps = [n if axis is None else n // sizes[i % 2] for i, (n, axis) in enumerate(zip(shape, spec))]
+    return tuple(slice(0, step) for step in steps)
+""",
+        ),
+        (
+            "wrong-end",
+            """
+def piece(shape, spec, mesh, where):
+    steps = [n // mesh.get(axis, 1) for n, axis in zip(shape, spec)]
+    places = [where.get(axis, 0) for axis in spec]
+    return tuple(slice(place * step, (place + 1) * step - 1) for step, place in zip(steps, places))
+""",
+        ),
+        (
+            "counted-from-the-end",
+            """
+def piece(shape, spec, mesh, where):
+    steps = [n // mesh.get(axis, 1) for n, axis in zip(shape, spec)]
+    places = [where.get(axis, 0) for axis in spec]
+    return tuple(slice(n - (p + 1) * step, n - p * step) for n, step, p in zip(shape, steps, places))
 """,
         ),
     ],
@@ -194,6 +221,27 @@ def to_float16(array):
     if np.isinf(half).any():
         raise ValueError("overflow")
     return half, int(((half == 0) & (wide != 0)).sum())
+""",
+        ),
+        (
+            "one-message-for-both",
+            """
+def to_float16(array):
+    wide = array.astype(np.float32)
+    with np.errstate(over="ignore"):
+        half = wide.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError("overflow or not finite")
+    return half, int(((half == 0) & (wide != 0)).sum())
+""",
+        ),
+        (
+            "small-numbers-counted",
+            """
+def to_float16(array):
+    wide = array.astype(np.float32)
+    small = (np.abs(wide) < np.finfo(np.float16).tiny) & (wide != 0)
+    return wide.astype(np.float16), int(small.sum())
 """,
         ),
     ],

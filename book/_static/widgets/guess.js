@@ -146,7 +146,7 @@
       let free = -Infinity; // labels that would touch the one before are left out
       for (const t of X.ticks(width < 420 ? 4 : 6)) {
         svg.append(element('line', {class: 'guess-grid', x1: px(X.to(t)), x2: px(X.to(t)), y1: box.top, y2: box.bottom}),
-          element('text', {class: 'guess-tick', x: px(X.to(t)), y: box.bottom + 18, 'text-anchor': 'middle',
+          element('text', {class: 'guess-tick', x: px(X.to(t)), y: box.bottom + 18, 'text-anchor': px(X.to(t)) > box.right - 8 ? 'end' : 'middle', // the last label stays inside
             text: px(X.to(t)) < free ? '' : format(t)}));
         if (px(X.to(t)) >= free) free = px(X.to(t)) + 30 + 4 * format(t).length;
       }
