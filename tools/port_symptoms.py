@@ -121,7 +121,8 @@ def reading(probe: str, value, healthy) -> str:
             return f"{gap:+.2f} nats: easily taken for noise."
         return f"{gap:+.1f} nats" + (": worse than guessing blindly, ln V = 10.8." if value > 10.8 else ".")
     if probe == "weights-stats":
-        return "Blind to order inside a tensor, to code and to settings." if value == "all agree" else "The weights are not the file's."
+        blind = "Blind to order inside a tensor, to code and to settings."
+        return blind if value == "all agree" else "The weights are not the file's."
     if probe == "top1":
         kinds = {0.999: "Always", 0.5: "Mostly", 0.2: "Sometimes", -1: "Hardly ever"}
         return next(f"{word} the reference's favourite." for least, word in kinds.items() if value > least)
