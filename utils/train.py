@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
@@ -145,6 +146,7 @@ def fit(
     max_seconds: float | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
+    report: Callable[[History], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train `model` in place for `steps` steps, or until `max_seconds` of wall clock are over.
@@ -154,7 +156,8 @@ def fit(
     `save_seconds` have passed since the last, and at the end, and a run found there is continued: `batches` then needs
     `get_state` and `set_state` (grain's have them). `accumulate` cuts each batch into that many parts (see `make_step`).
     On a `mesh`, for a model that is sharded over it, batches are split over its fsdp axis; with several processes, each
-    gives its own rows, all stop at the same step, and only the first one prints.
+    gives its own rows, all stop at the same step, and only the first one prints. `report(history)` is called, there,
+    whenever the history has grown.
     Ctrl-C and SIGTERM finish the step under way, save, and return; a second Ctrl-C stops at once. Raises
     `NonFiniteLoss`, naming the batch. However `fit` ends, the model holds whole weights: the newest it can have.
     """
@@ -165,7 +168,9 @@ def fit(
         raise CourseError(f"wrt={wrt}: selects no variable of {type(model).__name__}: nothing would be trained")
     # Copies: the step donates its arguments, and the caller's model must not lose its arrays if the run fails.
     learnt = jax.tree.map(jnp.copy, learnt)
-    carry = (learnt, *_everywhere((tx.init(learnt), jnp.array(True)), mesh))
+    carry = (learnt, tx.init(learnt), jnp.array(True))
+    if mesh is not None:  # the optimiser's state goes where the parameters are that it belongs to
+        carry = (learnt, *sharding.place(carry[1:], mesh, model.config))
     history, start = History(), 0
     store = None
     if directory is not None:
@@ -204,7 +209,7 @@ def fit(
                         "(data.batches is one), or fewer steps"
                     )
                 batch = placed(batch, accumulate, mesh)
-                carry, loss, norm = step_fn(carry, rest, batch, _everywhere(jax.random.fold_in(key, step), mesh))
+                carry, loss, norm = step_fn(carry, rest, batch, jax.random.fold_in(key, step))
                 pending.append((loss, norm))
                 if clock is None:  # the first step compiles: the clock starts after it
                     loss.block_until_ready()
@@ -239,6 +244,8 @@ def fit(
                 if evaluating:
                     write_back()
                     history.evaluations.append((done, float(evaluate(model))))
+                if report is not None and first:
+                    report(history)
                 if saving:
                     checkpoint(done)
                     saved, saved_at = done, time.perf_counter()
@@ -268,14 +275,6 @@ def placed(batch, accumulate: int, mesh: Mesh | None):
             raise CourseError(f"accumulate: expected a divisor of the batch's {rows} rows, found {accumulate}")
         batch = jax.tree.map(lambda x: np.asarray(x).reshape(accumulate, -1, *x.shape[1:]), batch)
     return batch if mesh is None else sharding.shard_batch(batch, mesh, axis=int(accumulate > 1))
-
-
-def _everywhere(tree, mesh: Mesh | None):
-    """On a mesh: what is not yet spread over it goes to all of its devices, whole."""
-    if mesh is None:
-        return tree
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x if len(x.sharding.device_set) == mesh.size > 1 else jax.device_put(x, whole), tree)
 
 
 def _agreed(*flags: bool, ask: bool) -> tuple[bool, ...]:
@@ -332,8 +331,12 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def write_metrics(path: str | Path, history: History) -> None:
-    """One JSON line per logged interval."""
+def write_metrics(path, history: History) -> None:
+    """One JSON line per logged interval; `held_out` where there was an evaluation. `path` may lie in a bucket."""
     rows = zip(history.steps, history.loss, history.grad_norm, history.tokens_per_s)
-    keys = ("step", "loss", "grad_norm", "tokens_per_s")
-    Path(path).write_text("".join(json.dumps(dict(zip(keys, row))) + "\n" for row in rows))
+    keys, held_out = ("step", "loss", "grad_norm", "tokens_per_s"), dict(history.evaluations)
+    lines = []
+    for row in rows:
+        more = {"held_out": held_out[row[0]]} if row[0] in held_out else {}
+        lines.append(json.dumps(dict(zip(keys, row)) | more) + "\n")
+    epath.Path(path).write_text("".join(lines))

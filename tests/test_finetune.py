@@ -1,0 +1,188 @@
+"""The fine-tuning engine: a run is a folder; stopped, killed or resumed, it ends with the same adapter."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests import checkpoints, finetuning
+from utils import CourseError, finetune, lora, train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return finetuning.write_data(tmp_path_factory.mktemp("data") / "data.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """(folder, result) of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, finetune.run(finetuning.config(folder, data))
+
+
+def adapter(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    a, b = adapter(a), adapter(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns_and_leaves_everything_in_its_folder(whole):
+    folder, result = whole
+    history = result.history
+    assert history.stopped == "finished" and history.steps[-1] == finetuning.STEPS
+    assert history.loss[-1] < 0.7 * history.loss[0]
+    assert [step for step, _ in history.evaluations] == [20, 40] and history.evaluations[-1][1] < history.evaluations[
+        0
+    ][1]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == history.steps
+    assert {row["step"]: row["held_out"] for row in rows if "held_out" in row} == dict(history.evaluations)
+    assert (folder / "metrics.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((folder / "config.json").read_text())["rank"] == 2
+
+
+def test_the_adapter_is_the_trained_model(whole, data):
+    """What PEFT's format holds gives the held-out loss that the run reported."""
+    folder, result = whole
+    model = lora.load_adapter(checkpoints.model("qwen2-untied"), folder / "adapter")
+    config = finetuning.config(folder, data)
+    _, _, held_rows, _ = finetune.prepare(config)
+    assert finetune.held_out_loss(held_rows, config)(model) == pytest.approx(
+        result.history.evaluations[-1][1], rel=1e-6
+    )
+    with lora.disabled(model):
+        assert finetune.held_out_loss(held_rows, config)(model) > 1.5 * result.history.evaluations[-1][1]
+
+
+def test_the_base_is_not_touched(whole):
+    base = checkpoints.stored(checkpoints.HOME / "qwen2-untied")
+    again = checkpoints.stored(checkpoints.HOME / "qwen2-untied")
+    assert all(np.array_equal(base[name], again[name]) for name in base)
+
+
+def test_out_of_time_and_continued_it_ends_with_the_same_bits(whole, data, tmp_path):
+    config = finetuning.config(tmp_path / "run", data)
+    first = finetune.run(dataclasses.replace(config, max_hours=1e-9))
+    assert first.history.stopped == "deadline" and first.history.steps[-1] < finetuning.STEPS
+    assert first.adapter is not None and not same(tmp_path / "run", whole[0])  # what there was by then is usable
+    second = finetune.run(config)
+    assert second.history.stopped == "finished" and same(tmp_path / "run", whole[0])
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(whole, tmp_path):
+    finetuning.write_data(tmp_path / "data.jsonl")
+    seed = random.randrange(10**6)
+    command = [sys.executable, "-m", "tests.finetuning", str(tmp_path), "20", str(seed)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, f"seed {seed}: {run.stdout[-2000:]}{run.stderr[-2000:]}"
+    assert "damaged" not in run.stdout, run.stdout  # no checkpoint is unreadable, however the process ended
+    assert same(tmp_path / "run", whole[0]), f"seed {seed}: {run.stdout[-2000:]}"
+
+
+def test_a_finished_run_is_left_as_it_is(whole, data):
+    before = adapter(whole[0])
+    result = finetune.run(finetuning.config(whole[0], data))
+    assert result.history.steps[-1] == finetuning.STEPS
+    after = adapter(whole[0])
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("change", [{"accumulate": 4}, {"remat": True}])
+def test_what_saves_memory_changes_nothing_that_is_learnt(whole, data, tmp_path, change):
+    result = finetune.run(finetuning.config(tmp_path / "run", data, **change))
+    np.testing.assert_allclose(result.history.loss, whole[1].history.loss, rtol=1e-3)  # 40 steps of rounding
+
+
+@pytest.mark.parametrize("change", [{"packing": False}, {"loss_on": "everything"}, {"dropout": 0.5}, {"seed": 1}])
+def test_what_should_change_the_training_does(whole, data, tmp_path, change):
+    result = finetune.run(finetuning.config(tmp_path / "run", data, **change, max_hours=1e-9))  # one step
+    first = finetune.run(finetuning.config(tmp_path / "as usual", data, max_hours=1e-9))
+    assert result.history.grad_norm[0] != pytest.approx(first.history.grad_norm[0], rel=1e-3)
+
+
+def test_debugging_goes_all_the_way_and_keeps_nothing(data, tmp_path, caplog):
+    result = finetune.run(finetuning.config(tmp_path / "run", data, steps=10_000, debug=True))
+    assert result.history.steps[-1] == 6 and result.adapter is None and not (tmp_path / "run").exists()
+    assert len(result.answers.adapter.correct) == 2
+
+
+def test_a_bad_batch_stops_at_the_last_good_checkpoint(data, tmp_path):
+    with pytest.raises(train.NonFiniteLoss, match=r"step \d+: the .* is not finite .* last good checkpoint is step"):
+        finetune.run(finetuning.config(tmp_path / "run", data, learning_rate=1e30))
+
+
+REFUSED = {
+    "another rank in the folder": (lambda d: {"rank": 4}, "holds a run with rank=2, this one has 4"),
+    "another learning rate": (lambda d: {"learning_rate": 1.0}, "holds a run with learning_rate=0.01, this one has 1.0"),
+    "window beyond the context": (lambda d: {"window": 4096, "output": f"{d}/new"}, "window: expected at most 128"),
+    "window too small": (lambda d: {"window": 8, "output": f"{d}/new"}, "window: 8 tokens are too few"),
+    "batch larger than the data": (lambda d: {"batch": 400, "output": f"{d}/new"}, "batch: expected at most"),
+    "unknown target": (lambda d: {"targets": ("q_prj",), "output": f"{d}/new"}, "'q_prj' matches no linear layer"),
+    "no such model": (lambda d: {"model": f"{d}/none", "output": f"{d}/new"}, "none"),
+    "no such data": (lambda d: {"data": f"{d}/none.jsonl", "output": f"{d}/new"}, "none.jsonl"),
+    "unknown data": (lambda d: {"data": "gsm9k", "output": f"{d}/new"}, "data: expected gsm8k"),
+    "a mesh without devices": (lambda d: {"tp": 2, "output": f"{d}/new"}, "expected as many devices as fsdp x tp, found 1"),
+    "a folder of other things": (lambda d: {"output": str(checkpoints.HOME)}, "is no run's folder"),
+    "a file": (lambda d: {"output": __file__}, "output: expected a folder, found the file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_line_and_writes_nothing(case, whole, data, tmp_path):
+    changes, words = REFUSED[case]
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(CourseError, match=words) as error:
+        finetune.run(finetuning.config(whole[0], data, **changes(tmp_path)))
+    assert "\n" not in str(error.value)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch": 3, "accumulate": 2}, "batch: expected a multiple of accumulate"),
+        ({"rank": 0}, "rank: expected at least 1, found 0"),
+        ({"steps": 0}, "steps: expected at least 1, found 0"),
+        ({"dropout": 1.0}, "dropout: expected at least 0 and less than 1"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a positive number"),
+        ({"max_hours": -1.0}, "max_hours: expected a positive number"),
+        ({"held_out": -1}, "held_out: expected 0 or more"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(changes, words, tmp_path):
+    with pytest.raises(CourseError, match=words):
+        finetuning.config(tmp_path, tmp_path, **changes)
+
+
+def test_the_command_line(data, tmp_path, capsys):
+    from utils.__main__ import main
+
+    words = [
+        "finetune",
+        "--model",
+        str(checkpoints.HOME / "qwen2-untied"),
+        "--data",
+        str(data),
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    words += ["--window", "64", "--batch", "4", "--rank", "2", "--steps", "2"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 2 and found["stopped"] == "finished" and Path(found["adapter"]).is_dir()
+    assert main([*words, "--rank", "3"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("python -m utils: output:") and "holds a run with rank=2" in said
