@@ -10,11 +10,12 @@ import json
 import logging
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from utils import CourseError
+from utils import CourseError, finetune
 from utils.generate import Options
 
 
@@ -77,6 +78,82 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a model with LoRA; the same command continues a run that was stopped."""
+
+    config: tyro.conf.OmitArgPrefixes[finetune.Config]
+    json: bool = False
+    """print what came out as JSON"""
+
+    def run(self) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = finetune.run(self.config)
+        found = result.summary()
+        print(json.dumps(found) if self.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Let a model answer problems; with an adapter, base against adapter on the same ones."""
+
+    model: str
+    """a Hugging Face folder, a .gguf file, or a repository"""
+    data: str
+    """gsm8k, openr1-math, arithmetic (or arithmetic-1, arithmetic-3), or a .jsonl file with answers"""
+    adapter: str | None = None
+    """a LoRA adapter's folder, in PEFT's format"""
+    split: str = "test"
+    """of the data: train or test"""
+    limit: int | None = None
+    """only the first so many problems"""
+    template: str | None = None
+    """the user's message, with {problem} in it; default: the problem, and how to give the answer"""
+    chat: bool = True
+    """wrap the message into the model's chat template; not for base models"""
+    max_new_tokens: int = 512
+    """of each answer"""
+    batch_size: int = 16
+    """problems answered at a time"""
+    temperature: float = 0.0
+    """0 is greedy; R1's makers advise 0.6 (and a top_p of 0.95)"""
+    top_p: float | None = None
+    """keep the smallest set of tokens whose probability reaches p"""
+    seed: int = 0
+    """of the sampling"""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """of the weights; default: as they are stored"""
+    save: str | None = None
+    """write every answer into this file, a JSON object a line"""
+    json: bool = False
+    """print the numbers as JSON"""
+
+    def run(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise CourseError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}")
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        Options(**sampling)
+        if self.save is not None and not Path(self.save).absolute().parent.is_dir():
+            raise CourseError(f"--save: expected a file in a folder that is there, found {self.save}")
+        from utils import evaluate, hub, lora, peft_format, problems, weights
+
+        with contextlib.redirect_stdout(sys.stderr):
+            if self.adapter is not None:
+                peft_format.read_adapter(self.adapter)  # what is wrong with it should be said before the model is loaded
+            asked = problems.load(self.data, self.split, self.limit, self.template)
+            path = hub.model(self.model)
+            tok, model = hub.tokenizer(path), weights.load(path, dtype=self.dtype)
+            options = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size, "chat": self.chat} | sampling
+            if self.adapter is None:
+                result = evaluate.exact_match(model, tok, asked, **options)
+            else:
+                result = evaluate.compare(lora.load_adapter(model, self.adapter), tok, asked, **options)
+            if self.save is not None:
+                evaluate.save(self.save, asked, result)
+        print(json.dumps(result.summary(), indent=1) if self.json else evaluate.table(result))
+
+
+@dataclasses.dataclass(frozen=True)
 class Mirror:
     """Fill a folder with everything the course downloads, for COURSE_MIRROR."""
 
@@ -92,10 +169,15 @@ class Mirror:
             raise SystemExit(status)
 
 
-Command = Annotated[Generate, tyro.conf.subcommand("generate")] | Annotated[Mirror, tyro.conf.subcommand("mirror")]
+Command = (
+    Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Finetune, tyro.conf.subcommand("finetune")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Mirror, tyro.conf.subcommand("mirror")]
+)
 
 
-def _parse(args: list[str] | None) -> Generate | Mirror:
+def _parse(args: list[str] | None) -> Generate | Finetune | Evaluate | Mirror:
     """The command; a wrong one is a CourseError of one line instead of tyro's box."""
     said = io.StringIO()
     try:
@@ -112,13 +194,14 @@ def _parse(args: list[str] | None) -> Generate | Mirror:
             raise
         words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split())
         words = re.sub(r"^Value error |Error parsing __tyro\S*: | For full helptext.*", "", words)
-        raise CourseError(words or "expected a command: generate or mirror; see --help") from None
+        raise CourseError(words or "expected a command: generate, finetune, evaluate or mirror; see --help") from None
 
 
 def main(args: list[str] | None = None) -> int:
     """Run one command. Returns the process's status: 0, or 2 after one line about what was wrong."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("utils.generate").setLevel(logging.INFO)
+    for name in ("generate", "finetune", "sft"):
+        logging.getLogger(f"utils.{name}").setLevel(logging.INFO)
     try:
         _parse(args).run()
     except CourseError as error:
