@@ -241,16 +241,6 @@ def stretch(speeds, original, factor, low, high):
 """,
         ),
         (
-            "fast-ones-slowed",
-            """
-def stretch(speeds, original, factor, low, high):
-    turns = original * speeds / (2 * math.pi)
-    s = jnp.clip((turns - low) / (high - low), 0, 1)
-    blended = s * speeds + (1 - s) * speeds / factor
-    return jnp.where(turns > high, speeds / factor, jnp.where(turns < low, speeds, blended))
-""",
-        ),
-        (
             "radians-for-turns",
             """
 def stretch(speeds, original, factor, low, high):
