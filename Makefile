@@ -18,7 +18,7 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute alone sync student assignments check format test-browser test-parity mirror linkcheck constraints clean
+.PHONY: help install book test lab serve execute alone sync student assignments check format test-browser test-parity install-tpu test-tpu mirror linkcheck constraints clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -33,7 +33,7 @@ book: install  ## build the site into _build/html from the recorded outputs
 	@echo "Open _build/html/index.html, or run: make serve"
 
 test: install  ## every test that needs no browser (PYTEST_ARGS="-k lora" chooses)
-	@$(BIN)/python -m pytest -m "not browser and not parity" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not browser and not parity and not tpu" $(PYTEST_ARGS)
 
 lab: install  ## JupyterLab on the chapters
 	@$(BIN)/jupyter lab chapters
@@ -71,6 +71,12 @@ linkcheck: install  ## ask every link to another site (needs the network)
 test-parity: install  ## the tests against torch, transformers and peft, which it installs (several GB)
 	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)" --constraints "$(CONSTRAINTS)" --requirements requirements-parity.txt
 	@$(BIN)/python -m pytest -m "parity and not browser" $(PYTEST_ARGS)
+
+install-tpu:  ## the TPU's compiler in an environment of its own, .venv-tpu (Linux on x86-64), for `python -m utils plan`
+	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)-tpu" --constraints "$(CONSTRAINTS)" --requirements requirements-tpu.txt
+
+test-tpu: install-tpu  ## the tests that run the TPU's compiler (no TPU needed)
+	@JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m tpu tests/tpu $(PYTEST_ARGS)
 
 mirror: install  ## fill a classroom mirror of data and models (MIRROR=DIR)
 	@$(BIN)/python -m utils.hub --mirror "$(MIRROR)"

@@ -154,6 +154,43 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Plan:
+    """What fine-tuning a model would take on TPUs, from their own compiler: bytes per chip, messages, time at least."""
+
+    model: str
+    """a Hugging Face folder, or a repository: only its config.json is read"""
+    topology: str
+    """a slice such as v5e-8, or a topology such as v5e:2x4"""
+    batch: int = 8
+    """rows in an update"""
+    seq: int = 2048
+    """tokens in a row"""
+    rank: int = 16
+    fsdp: int | None = None
+    """chips that share the weights; default: all that `tp` leaves"""
+    tp: int = 1
+    """chips that share each layer's work"""
+    remat: bool = True
+    """keep only each block's input for the backward pass, and compute the rest again"""
+    chunk: int = 1024
+    """tokens that have logits at one time"""
+    json: bool = False
+    """print the numbers as JSON"""
+
+    def run(self) -> None:
+        from utils import plan, transformer
+
+        config = transformer.Config.from_hf(self.model)
+        asked = dataclasses.asdict(self)
+        if status := plan.elsewhere(asked):
+            raise SystemExit(status)
+        if status is None:
+            del asked["model"], asked["json"]
+            made = plan.compile_for(asked.pop("topology"), config, **asked)
+            print(json.dumps(dataclasses.asdict(made), indent=1) if self.json else made)
+
+
+@dataclasses.dataclass(frozen=True)
 class Mirror:
     """Fill a folder with everything the course downloads, for COURSE_MIRROR."""
 
@@ -173,11 +210,12 @@ Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Finetune, tyro.conf.subcommand("finetune")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Mirror, tyro.conf.subcommand("mirror")]
 )
 
 
-def _parse(args: list[str] | None) -> Generate | Finetune | Evaluate | Mirror:
+def _parse(args: list[str] | None) -> Generate | Finetune | Evaluate | Plan | Mirror:
     """The command; a wrong one is a CourseError of one line instead of tyro's box."""
     said = io.StringIO()
     try:
@@ -194,7 +232,7 @@ def _parse(args: list[str] | None) -> Generate | Finetune | Evaluate | Mirror:
             raise
         words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split())
         words = re.sub(r"^Value error |Error parsing __tyro\S*: | For full helptext.*", "", words)
-        raise CourseError(words or "expected a command: generate, finetune, evaluate or mirror; see --help") from None
+        raise CourseError(words or "expected a command: generate, finetune, evaluate, plan or mirror; see --help") from None
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""What only the TPU's own compiler can say (`make test-tpu`)."""

@@ -1,0 +1,338 @@
+"""Planning: what a training step takes on a TPU that you do not have.
+
+The TPU's compiler is a library, and runs on any Linux machine. From shapes alone, with no weights and no chip, it is given
+the very step that `finetune` runs, and says how many bytes every chip needs, or that they do not fit. Around that: a bound
+on the time of a step from two published numbers of the chip, and the messages between chips, found in the compiled program.
+
+    python -m utils plan --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --topology v5e-8 --batch 16 --seq 2048
+
+The compiler (libtpu, for Linux on x86-64) lives in an environment of its own: `make install-tpu` makes it.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from utils import CourseError, finetune, lora, sharding, train, transformer
+
+OWN_PYTHON = Path(__file__).resolve().parents[1] / ".venv-tpu" / "bin" / "python"
+GiB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Per device that JAX sees: a chip, on v2 and v3 one of its two cores."""
+
+    memory: int  # bytes
+    flops: float  # peak, bfloat16, per second
+    bandwidth: float  # bytes per second to and from that memory
+    source: str
+
+
+_DOCS = "https://docs.cloud.google.com/tpu/docs/"
+CHIPS = {
+    "v2": Chip(8 * GiB, 46e12 / 2, 700e9 / 2, "https://doi.org/10.1145/3360307"),  # Jouppi et al. 2020
+    "v3": Chip(16 * GiB, 123e12 / 2, 900e9 / 2, _DOCS + "v3"),
+    "v5e": Chip(16 * GiB, 197e12, 819e9, _DOCS + "v5e"),
+    "v5p": Chip(95 * GiB, 459e12, 2765e9, _DOCS + "v5p"),
+    "v6e": Chip(32 * GiB, 918e12, 1638e9, _DOCS + "v6e"),
+}
+# Names of slices (v2, v3 and v5p are named by their cores, two in a chip) and the topologies the compiler knows them by.
+SLICES = {
+    "v2-8": "v2:2x2",
+    "v3-8": "v3:2x2",
+    "v5e-1": "v5e:1x1",
+    "v5e-4": "v5e:2x2",
+    "v5e-8": "v5e:2x4",
+    "v5p-8": "v5p:2x2x1",
+    "v6e-1": "v6e:1x1",
+    "v6e-4": "v6e:2x2",
+    "v6e-8": "v6e:2x4",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler said, per chip, and what follows from the chip's published numbers."""
+
+    topology: str
+    fsdp: int
+    tp: int
+    batch: int
+    seq: int
+    fits: bool
+    bytes_per_chip: dict[str, int]  # arguments, temporaries, outputs (those not written over arguments), peak
+    memory_per_chip: int
+    flops: float  # of the whole step, on all chips together
+    seconds: dict[str, float]  # compute, memory: each alone, at the chip's peak; bound: the larger
+    collectives: dict[str, dict[str, int]]  # kind -> {count, bytes}, of one step on one chip
+    rematerialised: int  # arrays that the compiler could move only by making them whole on every chip
+    compile_seconds: float
+    assumptions: tuple[str, ...]
+
+    def __str__(self) -> str:
+        chips, b = self.fsdp * self.tp, self.bytes_per_chip
+        name = "core" if self.topology[:2] in ("v2", "v3") else "chip"
+        lines = [
+            f"{self.topology}: {chips} {name}s as fsdp {self.fsdp} x tp {self.tp}, batch {self.batch} x {self.seq}"
+        ]
+        lines += [f"  {kind:12} {b[kind] / GiB:7.2f} GiB" for kind in ("arguments", "temporaries", "outputs")]
+        verdict = "fits" if self.fits else "DOES NOT FIT"
+        lines += [f"  {'peak':12} {b['peak'] / GiB:7.2f} GiB of {self.memory_per_chip / GiB:.0f} per {name}: {verdict}"]
+        s, tokens = self.seconds, self.batch * self.seq
+        lines += [f"  a step takes at least {s['bound']:.3f} s ({tokens / s['bound']:,.0f} tokens/s at most):"]
+        lines += [f"    arithmetic {s['compute']:.3f} s, weights from memory {s['memory']:.3f} s"]
+        lines += [f"    assumed: {text}" for text in self.assumptions]
+        lines += [f"  messages of a step, per {name}:" if self.collectives else "  no messages between chips"]
+        for kind, found in self.collectives.items():
+            lines.append(f"    {kind:20} {found['count']:6,} of {found['bytes'] / 1e9:8.3f} GB together")
+        if self.rematerialised:
+            lines.append(f"  {self.rematerialised} arrays are made whole on every {name} to be moved")
+        return "\n".join(lines + [f"  compiled in {self.compile_seconds:.0f} s"])
+
+
+def elsewhere(arguments: dict) -> int | None:
+    """Run `python -m utils plan` with these arguments in .venv-tpu, where this environment has no compiler: its status.
+
+    None if this environment has one itself, or there is no other.
+    """
+    if importlib.util.find_spec("libtpu") is not None:
+        jax.config.update("jax_platforms", "cpu")  # on a TPU's own machine: plan without taking the chips
+        return None
+    if not OWN_PYTHON.exists():
+        return None
+    given = [(f"--{name}", value) for name, value in arguments.items() if value is not None]
+    words = [word for name, value in given if not isinstance(value, bool) for word in (name, str(value))]
+    words += ["--json"] * arguments["json"] + ["--no-remat"] * (not arguments["remat"])
+    command = [str(OWN_PYTHON), "-m", "utils", "plan", *words]
+    root = str(OWN_PYTHON.parents[2])
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(command, env=env).returncode
+
+
+def compile_for(
+    topology: str,
+    config: transformer.Config,
+    *,
+    batch: int,
+    seq: int,
+    rank: int = 16,
+    targets: tuple[str, ...] = finetune.ALL_LINEAR,
+    fsdp: int | None = None,
+    tp: int = 1,
+    remat: bool = True,
+    dtype="bfloat16",
+    chunk: int = 1024,
+) -> Plan:
+    """Compile `finetune`'s training step for a slice (v5e-8) or topology (v5e:2x4) of TPUs. Nothing is allocated.
+
+    `fsdp`: by default all chips that `tp` leaves. Raises `CourseError` for a topology that is not known, a mesh that does
+    not divide, or where there is no libtpu.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise CourseError(
+            "plan: needs libtpu, the TPU's compiler (a wheel for Linux on x86-64), found none in this environment: "
+            "run `make install-tpu` and then .venv-tpu/bin/python"
+        )
+    for name, value in (("batch", batch), ("seq", seq), ("rank", rank)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
+    with _stderr() as said:
+        devices = _devices(topology)
+        fsdp = fsdp or max(1, len(devices) // tp)
+        sharding.check(config, fsdp=fsdp, tp=tp)
+        if fsdp * tp != len(devices):
+            raise CourseError(f"mesh: expected fsdp x tp = {len(devices)} ({topology}), found {fsdp} x {tp}")
+        if batch % fsdp:
+            raise CourseError(f"batch: {batch} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}")
+        mesh = sharding.make_mesh(fsdp=fsdp, tp=tp, devices=devices)
+        lowered, arguments, adapter = _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk)
+        started, text, sizes = time.perf_counter(), "", {}
+        try:
+            compiled = lowered.compile()
+            text, m = compiled.as_text(), compiled.memory_analysis()
+            outputs = m.output_size_in_bytes - m.alias_size_in_bytes
+            sizes = {"arguments": m.argument_size_in_bytes, "temporaries": m.temp_size_in_bytes, "outputs": outputs}
+        except jax.errors.JaxRuntimeError as error:
+            used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+            if used is None:
+                raise
+            peak = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1))
+            sizes = {"arguments": arguments, "temporaries": peak - arguments, "outputs": 0}
+        seconds = time.perf_counter() - started
+    sizes["peak"] = sum(sizes.values())
+    chip = CHIPS[topology.split(":")[0].split("-")[0]]
+    flops = step_flops(config, batch=batch, seq=seq, adapter=adapter, remat=remat)
+    return Plan(
+        SLICES.get(topology, topology), fsdp, tp, batch, seq,
+        fits=bool(text) and sizes["peak"] <= chip.memory,
+        bytes_per_chip=sizes,
+        memory_per_chip=chip.memory,
+        flops=flops,
+        **_bound(chip, config, flops, batch, seq, fsdp, tp, remat, chunk),
+        collectives=collectives(text),
+        rematerialised=said[0].lower().count("involuntary full rematerialization"),
+        compile_seconds=seconds,
+    )  # fmt: skip
+
+
+def _devices(topology: str) -> list:
+    """The abstract devices of a slice. Raises `CourseError` for one that is not known here, or not to the compiler."""
+    from jax.experimental import topologies
+
+    name = SLICES.get(topology, topology)
+    if name.split(":")[0] not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", name):
+        raise CourseError(
+            f"topology: expected one of {', '.join(SLICES)}, or such as v5e:2x4 of {', '.join(CHIPS)}, found {topology!r}"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask the network which TPU this machine is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so several may plan at a time
+    single = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, name.split(":")[1].split("x"))) == 1 else {}
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **single).devices)
+    except Exception as error:  # the compiler's own, of several types
+        reason = " ".join(str(error).split())[:150]
+        raise CourseError(f"topology: {name} is not one that the compiler has ({reason}): choose another") from None
+
+
+def _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk):
+    """(the lowered step, bytes of its arguments on a chip, numbers in the adapter)."""
+
+    def make():
+        model = transformer.Transformer(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+        return lora.inject(model, rank=rank, targets=targets, rngs=nnx.Rngs(0))
+
+    def spread(tree):
+        places = sharding.shardings(tree, mesh, config)
+        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+
+    rows = NamedSharding(mesh, P("fsdp"))
+    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
+    arrays = {name: jax.ShapeDtypeStruct((batch, seq), kind, sharding=rows) for name, kind in dtypes.items()}
+    with transformer.compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        model = nnx.eval_shape(make)
+        model.model.remat = remat
+        graph, learnt, rest = nnx.split(model, nnx.LoRAParam, ...)
+        tx = finetune.optimizer(finetune.Config(model="", data="", output=""), steps=1000)
+        carry = spread((learnt, jax.eval_shape(tx.init, learnt), jax.ShapeDtypeStruct((), bool)))
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        inputs = carry, spread(rest), arrays
+        lowered = train.make_step(graph, finetune.loss_fn(chunk), tx).lower(*inputs, key)
+    parts = ((x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(inputs))
+    arguments = sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
+    return lowered, arguments, sum(x.size for x in jax.tree.leaves(learnt))
+
+
+@contextlib.contextmanager
+def _stderr():
+    """What compilers write to the standard error meanwhile, in the one place of the list that is yielded."""
+    said = [""]
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            said[0] = file.read().decode(errors="replace")
+
+
+# ------------------------------------------------------------------------------------------------------------- estimates
+
+
+def step_flops(config: transformer.Config, *, batch: int, seq: int, adapter: int, remat: bool) -> float:
+    """Floating-point operations of one LoRA step, counted from the sizes: a multiply-add is two.
+
+    The frozen weights are multiplied in the forward pass and once in the backward pass (they get no gradient of their own),
+    and once more with `remat`; attention's two products twice in the backward pass; the output layer never again.
+    """
+    counts, again = transformer.count_parameters(config), int(remat)
+    blocks = 2 * (counts["attention"] + counts["mlp"]) * (2 + again)
+    scores = 2 * config.layers * 2 * seq * config.heads * config.head_size * (3 + again)
+    head = 2 * config.vocab_size * config.width * 2
+    return float(batch * seq * (blocks + scores + head + 2 * adapter * (3 + again)))
+
+
+def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, remat, chunk) -> dict:
+    """`seconds` and `assumptions` of a plan: the roofline of Williams et al. (2009) for the step as a whole."""
+    counts = transformer.count_parameters(config)
+    chunks = -(-seq // max(1, min(chunk, batch * seq) // batch))
+    read = 2 * (counts["attention"] + counts["mlp"]) * (2 + remat) + 2 * config.vocab_size * config.width * 2 * chunks
+    seconds = {"compute": flops / (fsdp * tp * chip.flops), "memory": read / tp / chip.bandwidth}
+    return {
+        "seconds": seconds | {"bound": max(seconds.values())},
+        "assumptions": (
+            f"{chip.flops / 1e12:g} TFLOP/s in bfloat16 and {chip.bandwidth / 1e9:g} GB/s ({chip.source})",
+            f"{flops:.3g} operations, at the peak",
+            f"{read / tp / 1e9:.1f} GB of weights read, each block's {2 + remat} times, the output layer's {2 * chunks}; "
+            "activations and messages not counted",
+        ),
+    }
+
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """Kind -> {count, bytes} of the messages in a compiled program's text, on one device.
+
+    A message in a loop counts as often as the loop runs: the number its condition compares with. Bytes are those of the
+    result, and of the larger part where it is a pair (a message that is started here and awaited there). The TPU's
+    compiler writes a message into every computation that it overlaps with, under one channel: it is counted once.
+    """
+    bodies: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            body = bodies.setdefault("ENTRY" if header[1] else header[2], [])
+        elif line.startswith("  "):
+            body.append(line)
+    found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
+
+    channels = set()
+
+    def visit(name: str, times: int) -> None:
+        for line in bodies.get(name, ()):
+            parts = re.match(r"\s+(?:ROOT )?%?[\w.-]+ = (.+?) ([a-z][a-z0-9-]*)\(", line)
+            if parts is None or parts[2].endswith(("-done", "-update")):
+                continue
+            kind = parts[2].removesuffix("-start")
+            if kind in KINDS:
+                channel = re.search(r"channel_id=(\d+)", line)
+                if channel is not None and channel[1] in channels:
+                    continue
+                channels.add(channel[1] if channel is not None else line)
+                shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", parts[1])
+                sizes = [
+                    _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in shapes
+                ]
+                found[kind]["count"] += times
+                found[kind]["bytes"] += times * (max(sizes) if parts[2].endswith("-start") else sum(sizes))
+            elif kind == "while":
+                condition, body = (re.search(rf"{word}=%?([\w.-]+)", line)[1] for word in ("condition", "body"))
+                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, ())))
+                visit(body, times * max(map(int, limits), default=1))
+            else:
+                for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line):
+                    visit(called, times)
+
+    visit("ENTRY", 1)
+    return {kind: found[kind] for kind in KINDS if kind in found}
