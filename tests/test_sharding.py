@@ -1,4 +1,4 @@
-"""A model on a mesh: the same numbers as on one device, each device with its share. Eight simulated devices, two processes."""
+"""A model on a mesh: the numbers of one device, to each its share. Eight simulated devices, and two processes of four."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import checkpoints
 from tests.checkpoints import HOME
-from utils import CourseError, lora, losses, sharding, train, weights
+from utils import CourseError, hlo, lora, losses, sharding, train, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -114,6 +114,7 @@ def on_eight_devices() -> None:
         table = sharding.report(adapted(name, sharding.make_mesh(fsdp=fsdp)))
         saved["fsdp"][fsdp] = [table.of("base"), len(table.devices)]
     mesh = sharding.make_mesh(fsdp=4, tp=2)
+    saved["messages"] = messages(mesh)
     place = sharding.Rules().sharding(mesh, "q_proj.weight", (3, 8, 12))
     leaf = jax.ShapeDtypeStruct((3, 8, 12), jnp.float32, sharding=place)
     saved["parts"] = [[*where, *devices] for where, devices in sharding.parts(leaf).items()]
@@ -123,6 +124,20 @@ def on_eight_devices() -> None:
         sharding.shard_batch({"inputs": np.zeros((6, 3))}, mesh)
     saved["error"] = str(error.value)
     print(json.dumps(saved))
+
+
+def messages(mesh) -> dict:
+    """Of a loop of five row-parallel products: each device multiplies its part, and the parts are summed."""
+
+    def f(x, ws):
+        return jax.lax.scan(lambda x, w: (sharding.constrain(x @ w, None, "fsdp"), None), x, ws)[0]
+
+    def on(shape, *spec):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.sharding.NamedSharding(mesh, P(*spec)))
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(f).lower(on((2, 8), None, "fsdp"), on((5, 8, 8), None, "fsdp")).compile()
+    return hlo.collectives(compiled.as_text())
 
 
 def on_two_hosts(rank: int, port: int) -> None:
@@ -210,6 +225,11 @@ def test_the_picture_shows_every_device_once(eight):
     assert sorted(device for *_, device in eight["parts"]) == list(range(8))
     assert all(end - start == 4 and right - left == 3 for start, end, left, right, _ in eight["parts"])
     assert eight["labels"] == [str(i) for i in range(8)]
+
+
+@pytest.mark.slow
+def test_messages_are_found_in_a_real_program(eight):
+    assert sum(found["count"] for found in eight["messages"].values()) == 5, eight["messages"]
 
 
 @pytest.mark.slow

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import jax
@@ -28,7 +27,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from utils import CourseError, finetune, lora, sharding, train, transformer
+from utils import CourseError, finetune, hlo, lora, sharding, train, transformer
 
 OWN_PYTHON = Path(__file__).resolve().parents[1] / ".venv-tpu" / "bin" / "python"
 GiB = 2**30
@@ -149,9 +148,12 @@ def compile_for(
             "plan: needs libtpu, the TPU's compiler (a wheel for Linux on x86-64), found none in this environment: "
             "run `make install-tpu` and then .venv-tpu/bin/python"
         )
-    for name, value in (("batch", batch), ("seq", seq), ("rank", rank)):
+    sizes = {"batch": batch, "seq": seq, "rank": rank, "chunk": chunk, "tp": tp, "fsdp": 1 if fsdp is None else fsdp}
+    for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
+    if seq > config.context:
+        raise CourseError(f"seq: expected at most {config.context} (the model's context), found {seq}")
     with _stderr() as said:
         devices = _devices(topology)
         fsdp = fsdp or max(1, len(devices) // tp)
@@ -171,7 +173,8 @@ def compile_for(
         except jax.errors.JaxRuntimeError as error:
             used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
             if used is None:
-                raise
+                reason = " ".join(str(error).split())[:200]
+                raise CourseError(f"plan: the compiler refused the program ({reason}): try other sizes") from error
             peak = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1))
             sizes = {"arguments": arguments, "temporaries": peak - arguments, "outputs": 0}
         seconds = time.perf_counter() - started
@@ -185,7 +188,7 @@ def compile_for(
         memory_per_chip=chip.memory,
         flops=flops,
         **_bound(chip, config, flops, batch, seq, fsdp, tp, remat, chunk),
-        collectives=collectives(text),
+        collectives=hlo.collectives(text),
         rematerialised=said[0].lower().count("involuntary full rematerialization"),
         compile_seconds=seconds,
     )  # fmt: skip
@@ -286,53 +289,3 @@ def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, remat, chunk) -> dic
             "activations and messages not counted",
         ),
     }
-
-
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
-
-
-def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Kind -> {count, bytes} of the messages in a compiled program's text, on one device.
-
-    A message in a loop counts as often as the loop runs: the number its condition compares with. Bytes are those of the
-    result, and of the larger part where it is a pair (a message that is started here and awaited there). The TPU's
-    compiler writes a message into every computation that it overlaps with, under one channel: it is counted once.
-    """
-    bodies: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
-            body = bodies.setdefault("ENTRY" if header[1] else header[2], [])
-        elif line.startswith("  "):
-            body.append(line)
-    found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
-
-    channels = set()
-
-    def visit(name: str, times: int) -> None:
-        for line in bodies.get(name, ()):
-            parts = re.match(r"\s+(?:ROOT )?%?[\w.-]+ = (.+?) ([a-z][a-z0-9-]*)\(", line)
-            if parts is None or parts[2].endswith(("-done", "-update")):
-                continue
-            kind = parts[2].removesuffix("-start")
-            if kind in KINDS:
-                channel = re.search(r"channel_id=(\d+)", line)
-                if channel is not None and channel[1] in channels:
-                    continue
-                channels.add(channel[1] if channel is not None else line)
-                shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", parts[1])
-                sizes = [
-                    _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in shapes
-                ]
-                found[kind]["count"] += times
-                found[kind]["bytes"] += times * (max(sizes) if parts[2].endswith("-start") else sum(sizes))
-            elif kind == "while":
-                condition, body = (re.search(rf"{word}=%?([\w.-]+)", line)[1] for word in ("condition", "body"))
-                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, ())))
-                visit(body, times * max(map(int, limits), default=1))
-            else:
-                for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line):
-                    visit(called, times)
-
-    visit("ENTRY", 1)
-    return {kind: found[kind] for kind in KINDS if kind in found}

@@ -1,0 +1,60 @@
+"""Reading a compiled program: the messages between devices that the compiler put into it.
+
+`compiled.as_text()` is the program in XLA's own language, HLO: computations in braces, one operation a line, loops and
+fusions naming the computations that they run.
+
+    hlo.collectives(jax.jit(f).lower(x).compile().as_text())    # {"all-gather": {"count": 28, "bytes": 1048576}, ...}
+"""
+
+import math
+import re
+from collections import defaultdict
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+
+
+def collectives(text: str) -> dict[str, dict[str, int]]:
+    """Kind -> {count, bytes} of the messages in a compiled program's text, on one device.
+
+    A message in a loop counts as often as the loop runs: the number its condition compares with. Bytes are those of the
+    result, and of the larger part where it is a pair (a message that is started here and awaited there). The TPU's
+    compiler writes a message into every computation that it overlaps with, under one channel: it is counted once.
+    """
+    bodies: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            body = bodies.setdefault("ENTRY" if header[1] else header[2], [])
+        elif line.startswith("  "):
+            body.append(line)
+    found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
+
+    channels = set()
+
+    def visit(name: str, times: int) -> None:
+        for line in bodies.get(name, ()):
+            parts = re.match(r"\s+(?:ROOT )?%?[\w.-]+ = (.+?) ([a-z][a-z0-9-]*)\(", line)
+            if parts is None or parts[2].endswith(("-done", "-update")):
+                continue
+            kind = parts[2].removesuffix("-start")
+            if kind in KINDS:
+                channel = re.search(r"channel_id=(\d+)", line)
+                if channel is not None and channel[1] in channels:
+                    continue
+                channels.add(channel[1] if channel is not None else line)
+                shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", parts[1])
+                sizes = [
+                    _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in shapes
+                ]
+                found[kind]["count"] += times
+                found[kind]["bytes"] += times * (max(sizes) if parts[2].endswith("-start") else sum(sizes))
+            elif kind == "while":
+                condition, body = (re.search(rf"{word}=%?([\w.-]+)", line)[1] for word in ("condition", "body"))
+                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, ())))
+                visit(body, times * max(map(int, limits), default=1))
+            else:
+                for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line):
+                    visit(called, times)
+
+    visit("ENTRY", 1)
+    return {kind: found[kind] for kind in KINDS if kind in found}
