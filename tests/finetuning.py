@@ -29,12 +29,18 @@ def write_data(path: Path, count: int = 40) -> Path:
 
 
 def config(folder: Path, file: Path, **changes) -> finetune.Config:
-    sizes = dict(
+    return finetune.Config(**(_sizes(folder, file) | changes))
+
+
+def _sizes(folder: Path, file: Path) -> dict:
+    return dict(
         model=str(checkpoints.HOME / "qwen2-untied"), data=str(file), output=str(folder), window=64, batch=4,
         rank=2, chunk=64,
         steps=STEPS, learning_rate=1e-2, warmup=4, held_out=4, save_every=SAVE_EVERY, log_every=10, evaluate_every=20,
     )  # fmt: skip
-    return finetune.Config(**(sizes | changes))
+
+
+GIVEN = tuple(_sizes(Path(), Path()))
 
 
 def killed(folder: Path, data: Path, kills: int, seed: int) -> list[list[int]]:

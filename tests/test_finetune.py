@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import os
 import random
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +189,92 @@ def test_the_command_line(data, tmp_path, capsys):
     assert main([*words, "--rank", "3"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("python -m utils: output:") and "holds a run with rank=2" in said
+
+
+# ------------------------------------------------------------------------------------------------- devices and processes
+
+
+def started(folder: Path, data: Path, devices: int, **changes) -> subprocess.Popen:
+    """A run in a process of its own that sees so many devices."""
+    code = f"""
+import json, sys
+from pathlib import Path
+from tests import finetuning
+from utils import finetune
+changes = json.loads(sys.argv[3])
+print(json.dumps(finetune.run(finetuning.config(Path(sys.argv[1]), Path(sys.argv[2]), **changes)).summary()))
+"""
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, str(folder), str(data), json.dumps(changes)]
+    return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finished(process: subprocess.Popen) -> dict:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(output.splitlines()[-1]) if output.strip() else {}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_on_a_mesh_it_learns_the_same(whole, data, tmp_path):
+    finished(started(tmp_path / "run", data, 8, fsdp=4, tp=2, steps=20))
+    finished(started(tmp_path / "one", data, 1, steps=20))
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "one"), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_moves_to_another_mesh(data, tmp_path):
+    """Stopped on (2, 2), continued on one device: as if it had been one device all the time."""
+    finished(started(tmp_path / "run", data, 4, fsdp=2, tp=2, max_hours=1e-9))
+    assert len(losses(tmp_path / "run")) == 1
+    finished(started(tmp_path / "run", data, 1))
+    finished(started(tmp_path / "one", data, 1))
+    np.testing.assert_allclose(losses(tmp_path / "run")[-1], losses(tmp_path / "one")[-1], rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(data, tmp_path):
+    """2 processes x 4 devices, each with its own half of every batch: the losses of one process with 8."""
+    together = dict(coordinator=f"127.0.0.1:{free_port()}", processes=2, fsdp=4, tp=2, steps=20)
+    both = [started(tmp_path / "two", data, 4, process=i, **together) for i in (0, 1)]
+    for process in both:
+        finished(process)
+    finished(started(tmp_path / "one", data, 8, fsdp=4, tp=2, steps=20))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    two, one = adapter(tmp_path / "two"), adapter(tmp_path / "one")
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_is_lost_says_so_and_loses_nothing(data, tmp_path):
+    config = finetuning.config(tmp_path / "run", data, steps=5000)
+    words = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in finetuning.GIVEN if name != "steps"]
+    words += ["--steps=5000", "--fsdp=2", f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
+    command = [sys.executable, "-m", "utils", "finetune", *words]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env.pop("XLA_FLAGS", None)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    both = [subprocess.Popen([*command, f"--process={i}"], env=env, cwd=ROOT, text=True, **pipes) for i in (0, 1)]
+    limit = time.monotonic() + 240
+    while not any(path.name.isdigit() for path in (tmp_path / "run" / "checkpoints").glob("*")):
+        assert time.monotonic() < limit and both[0].poll() is None, both[0].communicate()
+        time.sleep(0.05)
+    both[1].kill()
+    both[1].communicate()
+    _, errors = both[0].communicate(timeout=240)
+    assert both[0].returncode == 2 and "distributed: another process was lost" in errors.splitlines()[-1], errors[
+        -2000:
+    ]
+    finished(started(tmp_path / "run", data, 1, steps=5000, max_hours=1e-9))  # what was saved is continued
+    assert len(losses(tmp_path / "run")) > 1

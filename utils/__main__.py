@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -139,11 +140,17 @@ class Evaluate:
 
         with contextlib.redirect_stdout(sys.stderr):
             if self.adapter is not None:
-                peft_format.read_adapter(self.adapter)  # what is wrong with it should be said before the model is loaded
+                peft_format.read_adapter(
+                    self.adapter
+                )  # what is wrong with it should be said before the model is loaded
             asked = problems.load(self.data, self.split, self.limit, self.template)
             path = hub.model(self.model)
             tok, model = hub.tokenizer(path), weights.load(path, dtype=self.dtype)
-            options = {"max_new_tokens": self.max_new_tokens, "batch_size": self.batch_size, "chat": self.chat} | sampling
+            options = {
+                "max_new_tokens": self.max_new_tokens,
+                "batch_size": self.batch_size,
+                "chat": self.chat,
+            } | sampling
             if self.adapter is None:
                 result = evaluate.exact_match(model, tok, asked, **options)
             else:
@@ -232,7 +239,9 @@ def _parse(args: list[str] | None) -> Generate | Finetune | Evaluate | Plan | Mi
             raise
         words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split())
         words = re.sub(r"^Value error |Error parsing __tyro\S*: | For full helptext.*", "", words)
-        raise CourseError(words or "expected a command: generate, finetune, evaluate, plan or mirror; see --help") from None
+        raise CourseError(
+            words or "expected a command: generate, finetune, evaluate, plan or mirror; see --help"
+        ) from None
 
 
 def main(args: list[str] | None = None) -> int:
@@ -244,6 +253,9 @@ def main(args: list[str] | None = None) -> int:
         _parse(args).run()
     except CourseError as error:
         print(f"python -m utils: {error}", file=sys.stderr)
+        if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+            sys.stderr.flush()
+            os._exit(2)  # the usual end would wait for the other processes, which may be gone
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()

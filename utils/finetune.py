@@ -196,7 +196,8 @@ def run(config: Config) -> Result:
     if config.distributed or config.coordinator:
         _join(config)
     if not config.debug:
-        return _run(config)
+        with _alone():
+            return _run(config)
     with tempfile.TemporaryDirectory() as folder:
         small = dict(limit=10, held_out=2, steps=6, warmup=2, window=min(config.window, 256), long="cut", log_every=2)
         small |= dict(save_every=3, evaluate_problems=2, max_new_tokens=16, output=f"{folder}/run")
@@ -215,6 +216,25 @@ def _join(config: Config) -> None:
     except (ValueError, RuntimeError) as error:
         said = str(error).splitlines()[0][:200]
         raise CourseError(f"distributed: {said}: give --coordinator, --processes and --process on each host") from error
+
+
+@contextlib.contextmanager
+def _alone():
+    """Say in one line that another process is gone, which the runtime tells as a failed transfer."""
+    import jax
+
+    try:
+        yield
+    except CourseError:
+        raise
+    except RuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        said = str(error).splitlines()[0][:150]
+        raise CourseError(
+            f"distributed: another process was lost ({said}): start all of them again, the run continues from its last "
+            "checkpoint"
+        ) from error
 
 
 def prepare(config: Config):
@@ -249,7 +269,7 @@ def _run(config: Config) -> Result:
     from etils import epath
     from flax import nnx
 
-    from utils import checkpoints, evaluate, hub, lora, sft, sharding, train, transformer, weights
+    from utils import evaluate, hub, lora, sft, sharding, train, transformer, weights
 
     first = jax.process_index() == 0
     folder = epath.Path(config.output)
@@ -305,11 +325,8 @@ def _run(config: Config) -> Result:
             logger.info(evaluate.table(answers))
         else:
             logger.info("Held-out problems are not answered by several processes: run `evaluate` with the adapter.")
-    if jax.process_count() > 1:  # every host has its part of the adapter: the first one needs all of it
-        nnx.update(model, checkpoints.gathered(nnx.state(model, nnx.LoRAParam)))
-    adapter = None
+    adapter = _save_adapter(model, folder / "adapter", config.model)
     if first:
-        adapter = _save_adapter(model, folder / "adapter", config.model)
         _plot(history, folder / "metrics.png")
         logger.info(f"The adapter is in {adapter}.")
     return Result(history, adapter, answers)
@@ -381,8 +398,9 @@ def _save_adapter(model, folder, base: str):
     if "://" not in str(folder):
         return lora.save_adapter(model, Path(folder), base=base, overwrite=True)
     with tempfile.TemporaryDirectory() as local:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in lora.save_adapter(model, Path(local) / "adapter", base=base).iterdir():
+        written = lora.save_adapter(model, Path(local) / "adapter", base=base)
+        for file in written.iterdir() if written.exists() else ():  # on the first host alone
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / file.name).write_bytes(file.read_bytes())
     return folder
 

@@ -23,7 +23,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from utils import CourseError, lora
+from utils import CourseError, checkpoints, lora
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -42,7 +42,7 @@ def fingerprint(model: nnx.Module) -> str:
         if name.split(".")[-1] not in ("lora_A", "lora_B"):
             array = rows[name][...]
             sha.update(f"{name}{array.shape}{array.dtype}".encode())
-            sha.update(np.asarray(_first(array)).tobytes())
+            sha.update(checkpoints.gathered(_first(array)).tobytes())
     return sha.hexdigest()
 
 
@@ -76,8 +76,9 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
     """Write the adapter of `model` into a new folder: all of it, or nothing.
 
     `base` is the base model's name, for `base_model_name_or_path`. Layers switched off (scale 0) are left out, smaller
-    ranks are trimmed. Scales are written as the alpha of plain alpha / r scaling, whatever made them. Raises
-    `CourseError` when the folder exists (unless `overwrite`), while the adapter is merged, or when writing fails.
+    ranks are trimmed. Scales are written as the alpha of plain alpha / r scaling, whatever made them. On several hosts
+    all call it, and the first one writes. Raises `CourseError` when the folder exists (unless `overwrite`), while the
+    adapter is merged, or when writing fails.
     """
     directory = Path(directory)
     if directory.exists() and not overwrite:
@@ -92,7 +93,8 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
     for path, a in found.items():
         if a.merged:
             raise CourseError(f"{path}: is merged into the base: call lora.unmerge(model) before saving")
-        A, B, scale = (np.array(getattr(a, n)[...], np.float32) for n in ("lora_A", "lora_B", "scale"))
+        arrays = checkpoints.gathered([getattr(a, n)[...] for n in ("lora_A", "lora_B", "scale")])
+        A, B, scale = (np.array(array, np.float32) for array in arrays)
         if a.stack is None:
             A, B, scale = A[None], B[None], scale[None]
         for layer in range(len(A)):
@@ -125,10 +127,12 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
         "use_rslora": False,
         "inference_mode": True,
     }
+    metadata = {"format": "pt", "base_fingerprint": fingerprint(model)}
+    if jax.process_index():
+        return directory
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        metadata = {"format": "pt", "base_fingerprint": fingerprint(model)}
         save_file(tensors, temporary / WEIGHTS, metadata=metadata)
         (temporary / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner may read
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
