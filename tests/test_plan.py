@@ -74,7 +74,7 @@ def test_every_slice_has_a_chip_with_a_source():
 def made(**changes) -> plan.Plan:
     sizes = dict(arguments=2**30, temporaries=2**31, outputs=0, peak=3 * 2**30)
     found = plan.Plan(
-        "v5e:2x4", 4, 2, 8, 2048, True, sizes, 16 * plan.GiB, 1e15, {"compute": 0.5, "memory": 0.25, "bound": 0.5},
+        "v5e:2x4", 4, 2, 8, 2048, True, sizes, 2**29, 16 * plan.GiB, 1e15, {"compute": 0.5, "memory": 0.25, "bound": 0.5},
         {"all-gather": {"count": 10, "bytes": 10**9}}, 0, 20.0, ("a peak",),
     )  # fmt: skip
     return dataclasses.replace(found, **changes)

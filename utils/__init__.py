@@ -2,7 +2,8 @@
 
 Read them in this order: `profile` (how large everything is on this machine), `hub` and `mirror` (where files come
 from), `stories`, `reviews` and `data` (text), `tokenizer`, `minigpt`, `train`, `losses`, `evaluate`, `lora` and
-`peft_format`; then real models: `transformer`, `weights`, `gguf`, `models`, `chat`, `sharding`, `generate`; `plot`.
+`peft_format`; then real models: `transformer`, `weights`, `gguf`, `models`, `chat`, `sharding`, `hlo`,
+`generate`, `problems`, `sft`, `checkpoints`, `finetune`, `plan`; `plot`.
 `python -m utils --help` is the command line.
 
 `utils` is a common name. `COURSE` is the mark by which a notebook's first cell knows that the package it imported is

@@ -76,6 +76,7 @@ class Plan:
     seq: int
     fits: bool
     bytes_per_chip: dict[str, int]  # arguments, temporaries, outputs (those not written over arguments), peak
+    weights_per_chip: int  # the frozen base's part of the arguments
     memory_per_chip: int
     flops: float  # of the whole step, on all chips together
     seconds: dict[str, float]  # compute, memory: each alone, at the chip's peak; bound: the larger
@@ -163,7 +164,7 @@ def compile_for(
         if batch % fsdp:
             raise CourseError(f"batch: {batch} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}")
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp, devices=devices)
-        lowered, arguments, adapter = _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk)
+        lowered, weights, arguments, adapter = _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk)
         started, text, sizes = time.perf_counter(), "", {}
         try:
             compiled = lowered.compile()
@@ -185,6 +186,7 @@ def compile_for(
         SLICES.get(topology, topology), fsdp, tp, batch, seq,
         fits=bool(text) and sizes["peak"] <= chip.memory,
         bytes_per_chip=sizes,
+        weights_per_chip=weights,
         memory_per_chip=chip.memory,
         flops=flops,
         **_bound(chip, config, flops, batch, seq, fsdp, tp, remat, chunk),
@@ -214,7 +216,7 @@ def _devices(topology: str) -> list:
 
 
 def _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk):
-    """(the lowered step, bytes of its arguments on a chip, numbers in the adapter)."""
+    """(the lowered step, bytes on a chip of the base and of all arguments, numbers in the adapter)."""
 
     def make():
         model = transformer.Transformer(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
@@ -234,11 +236,13 @@ def _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk):
         tx = finetune.optimizer(finetune.Config(model="", data="", output=""), steps=1000)
         carry = spread((learnt, jax.eval_shape(tx.init, learnt), jax.ShapeDtypeStruct((), bool)))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        inputs = carry, spread(rest), arrays
-        lowered = train.make_step(graph, finetune.loss_fn(chunk), tx).lower(*inputs, key)
-    parts = ((x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(inputs))
-    arguments = sum(math.prod(shape) * dtype.itemsize for shape, dtype in parts)
-    return lowered, arguments, sum(x.size for x in jax.tree.leaves(learnt))
+        base = spread(rest)
+        lowered = train.make_step(graph, finetune.loss_fn(chunk), tx).lower(carry, base, arrays, key)
+
+    def on_a_chip(tree):
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    return lowered, on_a_chip(base), on_a_chip((carry, base, arrays)), sum(x.size for x in jax.tree.leaves(learnt))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -137,8 +136,6 @@ def place(tree: Any, mesh: Mesh, config=None, rules: Rules | None = None) -> Any
     def put(leaf, sharding):
         if jax.process_count() == 1 or not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return leaf
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: whole[index])
 
