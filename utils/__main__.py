@@ -169,7 +169,7 @@ class Plan:
     topology: str
     """a slice such as v5e-8, or a topology such as v5e:2x4"""
     batch: int = 8
-    """rows in an update"""
+    """rows in an update, on all chips and in all parts together"""
     seq: int = 2048
     """tokens in a row"""
     rank: int = 16
@@ -177,6 +177,8 @@ class Plan:
     """chips that share the weights; default: all that `tp` leaves"""
     tp: int = 1
     """chips that share each layer's work"""
+    accumulate: int = 1
+    """cut each batch into so many parts, one after another"""
     remat: bool = True
     """keep only each block's input for the backward pass, and compute the rest again"""
     chunk: int = 1024
@@ -237,7 +239,8 @@ def _parse(args: list[str] | None) -> Generate | Finetune | Evaluate | Plan | Mi
     except SystemExit as stop:
         if not stop.code:
             raise
-        words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", said.getvalue()).split())
+        words = " ".join(re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]|-{5,}", " ", said.getvalue()).split())
+        words = re.sub(r"(Perhaps you meant: --\S+).*", r"\1", words)  # the first guess of many
         words = re.sub(r"^Value error |Error parsing __tyro\S*: | For full helptext.*", "", words)
         raise CourseError(
             words or "expected a command: generate, finetune, evaluate, plan or mirror; see --help"
