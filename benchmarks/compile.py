@@ -2,8 +2,9 @@
 
     python benchmarks/compile.py [--rounds 3]        # the peer runs where torch and transformers are installed
 
-Prints JSON lines, the summary last. Compiling: R1-Distill-1.5B's shape in bfloat16, rank 16 on all projections, with
-remat and the chunked loss, for 4 and 28 layers; nothing is allocated, since shapes are enough for a compiler. Each
+Prints JSON lines, the summary last. Compiling: R1-Distill-1.5B's shape, rank 16 on all projections, with remat and the
+chunked loss, for 4 and 28 layers; nothing is allocated, since shapes are enough for a compiler. In float32 the layers are
+scanned, as on every accelerator; `--dtype bfloat16` on a CPU writes them out, which runs faster and compiles slower. Each
 measurement is a process of its own, in turns. Cold start: seconds from starting `python -m utils generate` until its first
 character, beside the same with transformers; files are in the page cache, no compilation cache is used.
 """
@@ -34,7 +35,7 @@ print(tok.decode(out[0, ids.input_ids.shape[1]:]), flush=True)
 """
 
 
-def compile_step(layers: int, like: str, batch: int, context: int) -> dict:
+def compile_step(layers: int, like: str, batch: int, context: int, dtype: str) -> dict:
     """Seconds to trace and to compile the step, in this process."""
     import jax
     import jax.numpy as jnp
@@ -47,7 +48,7 @@ def compile_step(layers: int, like: str, batch: int, context: int) -> dict:
     config = dataclasses.replace(LIKE[like], layers=layers)
 
     def made():
-        model = transformer.Transformer(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        model = transformer.Transformer(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
         return lora.inject(model, rank=16, alpha=32, targets=TARGETS, rngs=nnx.Rngs(1))
 
     model = nnx.eval_shape(made)
@@ -95,24 +96,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 28])
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(compile_step(args.child, args.like, args.batch, args.context)))
+        print(json.dumps(compile_step(args.child, args.like, args.batch, args.context, args.dtype)))
         return
     from common import has, report
 
     from utils import hub
 
     found = {layers: [] for layers in args.layers}
-    options = ["--like", args.like, "--batch", str(args.batch), "--context", str(args.context)]
+    options = ["--like", args.like, "--batch", str(args.batch), "--context", str(args.context), "--dtype", args.dtype]
     for _ in range(args.rounds):
         for layers, rows in found.items():
             command = [sys.executable, __file__, "--child", str(layers), *options]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
     total = {}
-    shape = {"like": args.like, "batch": [args.batch, args.context], "dtype": "bfloat16", "rounds": args.rounds}
+    shape = {"like": args.like, "batch": [args.batch, args.context], "dtype": args.dtype, "rounds": args.rounds}
     for layers, rows in found.items():
         row = {
             name: round(statistics.median(r[name] for r in rows), 3) for name in ("trace_seconds", "compile_seconds")

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import random
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -196,7 +198,7 @@ def test_the_command_line(data, tmp_path, capsys):
 
 def started(folder: Path, data: Path, devices: int, **changes) -> subprocess.Popen:
     """A run in a process of its own that sees so many devices."""
-    code = f"""
+    code = """
 import json, sys
 from pathlib import Path
 from tests import finetuning
@@ -278,3 +280,27 @@ def test_a_process_whose_peer_is_lost_says_so_and_loses_nothing(data, tmp_path):
     ]
     finished(started(tmp_path / "run", data, 1, steps=5000, max_hours=1e-9))  # what was saved is continued
     assert len(losses(tmp_path / "run")) > 1
+
+
+def commands() -> list[str]:
+    """Every `python -m utils ...` on the pages that a reader may copy."""
+    found = []
+    for page in ("book/finetuning.md", "README.md", "book/setup.md"):
+        text = (ROOT / page).read_text().replace("\\\n", " ")
+        found += [f"{page}: {words}" for words in re.findall(r"python -m utils (\w+ +(?:--|\.\.\.)[^\n#]*)", text)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_on_the_pages_is_understood(command):
+    from utils.__main__ import _parse
+
+    line = command.split(": ", 1)[1].strip()
+    words = shlex.split(line[:-1] if line.count('"') % 2 else line)  # the end of a command within a command
+    if words[1] == "...":  # "as above, and this"
+        words[1:2] = ["--model", "m", "--data", "gsm8k", "--output", "o"]
+    _parse(words)
+
+
+def test_the_page_has_commands():
+    assert len(commands()) >= 9
