@@ -7,8 +7,7 @@ which dimension lies along which axis: for weights, adapters and the optimiser's
 
     mesh = sharding.make_mesh(fsdp=4, tp=2)
     model = weights.load(name, mesh=mesh); lora.inject(model, ...); sharding.shard(model, mesh)
-    with jax.set_mesh(mesh):
-        train.fit(model, (sharding.shard_batch(b, mesh) for b in batches), ...)
+    train.fit(model, batches, ..., mesh=mesh)
 
 You annotate, the compiler communicates. Without a mesh every function of this module that the model calls does nothing.
 """
