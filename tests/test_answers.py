@@ -113,13 +113,14 @@ def test_what_was_extracted_can_be_compared():
         assert answers.equal(answers.extract(text), answer), text
 
 
-def test_work_without_end_is_ended_and_the_next_comparison_goes_on(monkeypatch):
+def test_work_without_end_is_ended_and_the_next_comparison_goes_on(monkeypatch, caplog):
     assert answers.equal("1", "1")
     before = answers._judge.process.pid
     monkeypatch.setattr(answers, "SECONDS", 1.0)
     start = time.monotonic()
     assert not answers.equal("9^{9^{9^{9}}}", "5")
     assert time.monotonic() - start < 10
+    assert "counted as wrong" in caplog.text
     monkeypatch.undo()
     assert all(answers.equal("1", "1.0") for _ in range(3))
     assert answers._judge.process.pid != before

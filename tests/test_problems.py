@@ -252,9 +252,7 @@ def test_openr1_reads_no_further_than_the_limit(put, capsys):
     put(hub.OPENR1, SHARD.format(0), [openr1(f"problem {i}", (GOOD, True, True)) for i in range(20)])
     assert len(problems.load("openr1-math", limit=7)) == 7  # the other files are not there
     assert capsys.readouterr().out == "7 train problems of openr1-math: mirror, 1 of 10 files\n"
-    with pytest.raises(
-        hub.NotAvailable, match="openr1-math: .*00001-of-00010.*set COURSE_MIRROR, or take the built-in"
-    ):
+    with pytest.raises(hub.NotAvailable, match="openr1-math: .*00001-of-00010.*the built-in arithmetic takes neither"):
         problems.load("openr1-math")
 
 

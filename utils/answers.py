@@ -4,7 +4,7 @@ r"""Is an answer right? Three questions, kept apart, and the same for every mode
   called wrong: the last `\boxed{...}`, else what follows the last `####` (GSM8K's mark), else the last number.
 - `formatted`: does it give it in the form that was asked for? That is scored apart.
 - `equal`: do two answers mean the same? `\frac{1}{2}` is 0.5, and `\{2, 1\}` is `\{1, 2\}`. The library math-verify
-  decides (Kydlíček, Face 2025), on top of SymPy.
+  (Hugging Face) decides, on top of SymPy.
 
 An answer comes out of a model: it can be `9^{9^{9^{9}}}`, which nobody can compute. math-verify ends such work by a
 signal, which exists in a process's main thread alone, and does not interrupt the arithmetic of huge numbers. So it
@@ -23,7 +23,8 @@ from pathlib import Path
 
 from utils import CourseError
 
-SECONDS = 5.0  # for one comparison
+logger = logging.getLogger(__name__)
+SECONDS = 10.0  # for one comparison, of which nearly all take milliseconds
 START_SECONDS = 120.0  # for the process to import SymPy, on a busy machine
 NUMBER = (
     r"(?<![\w.])[-+−]?[$€£]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?(?:\\?%)?"
@@ -113,6 +114,7 @@ class _Judge:
                 self._start()
             reply = self._exchange(json.dumps([found, wanted]), SECONDS)
             if not reply:  # out of time, or out of memory
+                logger.warning(f"answers: {found!r:.60} could not be compared with {wanted!r:.60}: counted as wrong")
                 self.stop()
             return reply.strip() == "true"
 

@@ -63,7 +63,9 @@ def load(
         try:
             found, source = (_gsm8k if name == "gsm8k" else _openr1)(split, limit, template)
         except hub.NotAvailable as reason:
-            raise hub.NotAvailable(f"{name}: {reason}: set COURSE_MIRROR, or take the built-in arithmetic") from reason
+            raise hub.NotAvailable(
+                f"{name}: {reason}: it takes the hub, or a mirror that holds it; the built-in arithmetic takes neither"
+            ) from reason
     elif str(name).endswith(".jsonl"):
         found, source = list(_read_jsonl(Path(name), limit, template or PLAIN)), "own file"
     else:
