@@ -135,13 +135,15 @@ def compile_for(
     targets: tuple[str, ...] = finetune.ALL_LINEAR,
     fsdp: int | None = None,
     tp: int = 1,
+    accumulate: int = 1,
     remat: bool = True,
     dtype="bfloat16",
     chunk: int = 1024,
 ) -> Plan:
     """Compile `finetune`'s training step for a slice (v5e-8) or topology (v5e:2x4) of TPUs. Nothing is allocated.
 
-    `fsdp`: by default all chips that `tp` leaves. Raises `CourseError` for a topology that is not known, a mesh that does
+    `batch` rows are an update's, on all chips and in all of `accumulate` parts together; `fsdp` is by default what `tp`
+    leaves. Raises `CourseError` for a topology that is not known, a mesh that does
     not divide, or where there is no libtpu.
     """
     if importlib.util.find_spec("libtpu") is None:
@@ -149,7 +151,8 @@ def compile_for(
             "plan: needs libtpu, the TPU's compiler (a wheel for Linux on x86-64), found none in this environment: "
             "run `make install-tpu` and then .venv-tpu/bin/python"
         )
-    sizes = {"batch": batch, "seq": seq, "rank": rank, "chunk": chunk, "tp": tp, "fsdp": 1 if fsdp is None else fsdp}
+    sizes = {"batch": batch, "seq": seq, "rank": rank, "chunk": chunk, "accumulate": accumulate}
+    sizes |= {"tp": tp, "fsdp": 1 if fsdp is None else fsdp}
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
@@ -161,10 +164,15 @@ def compile_for(
         sharding.check(config, fsdp=fsdp, tp=tp)
         if fsdp * tp != len(devices):
             raise CourseError(f"mesh: expected fsdp x tp = {len(devices)} ({topology}), found {fsdp} x {tp}")
-        if batch % fsdp:
-            raise CourseError(f"batch: {batch} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}")
+        if batch % (accumulate * fsdp):
+            parts = f"fsdp={fsdp}" + f" in {accumulate} parts" * (accumulate > 1)
+            raise CourseError(
+                f"batch: {batch} rows do not divide over {parts}: choose a multiple of {accumulate * fsdp}"
+            )
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp, devices=devices)
-        lowered, weights, arguments, adapter = _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk)
+        lowered, weights, arguments, adapter = _lowered(
+            mesh, config, batch, seq, rank, targets, accumulate, remat, dtype, chunk
+        )
         started, text, sizes = time.perf_counter(), "", {}
         try:
             compiled = lowered.compile()
@@ -189,7 +197,7 @@ def compile_for(
         weights_per_chip=weights,
         memory_per_chip=chip.memory,
         flops=flops,
-        **_bound(chip, config, flops, batch, seq, fsdp, tp, remat, chunk),
+        **_bound(chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk),
         collectives=hlo.collectives(text),
         rematerialised=said[0].lower().count("involuntary full rematerialization"),
         compile_seconds=seconds,
@@ -215,7 +223,7 @@ def _devices(topology: str) -> list:
         raise CourseError(f"topology: {name} is not one that the compiler has ({reason}): choose another") from None
 
 
-def _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk):
+def _lowered(mesh, config, batch, seq, rank, targets, accumulate, remat, dtype, chunk):
     """(the lowered step, bytes on a chip of the base and of all arguments, numbers in the adapter)."""
 
     def make():
@@ -226,9 +234,11 @@ def _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk):
         places = sharding.shardings(tree, mesh, config)
         return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
 
-    rows = NamedSharding(mesh, P("fsdp"))
+    shape, rows = (batch, seq), NamedSharding(mesh, P("fsdp"))
+    if accumulate > 1:
+        shape, rows = (accumulate, batch // accumulate, seq), NamedSharding(mesh, P(None, "fsdp"))
     dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
-    arrays = {name: jax.ShapeDtypeStruct((batch, seq), kind, sharding=rows) for name, kind in dtypes.items()}
+    arrays = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in dtypes.items()}
     with transformer.compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = nnx.eval_shape(make)
         model.model.remat = remat
@@ -237,7 +247,7 @@ def _lowered(mesh, config, batch, seq, rank, targets, remat, dtype, chunk):
         carry = spread((learnt, jax.eval_shape(tx.init, learnt), jax.ShapeDtypeStruct((), bool)))
         key = jax.eval_shape(lambda: jax.random.key(0))
         base = spread(rest)
-        lowered = train.make_step(graph, finetune.loss_fn(chunk), tx).lower(carry, base, arrays, key)
+        lowered = train.make_step(graph, finetune.loss_fn(chunk), tx, accumulate).lower(carry, base, arrays, key)
 
     def on_a_chip(tree):
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -278,18 +288,20 @@ def step_flops(config: transformer.Config, *, batch: int, seq: int, adapter: int
     return float(batch * seq * (blocks + scores + head + 2 * adapter * (3 + again)))
 
 
-def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, remat, chunk) -> dict:
+def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk) -> dict:
     """`seconds` and `assumptions` of a plan: the roofline of Williams et al. (2009) for the step as a whole."""
     counts = transformer.count_parameters(config)
-    chunks = -(-seq // max(1, min(chunk, batch * seq) // batch))
-    read = 2 * (counts["attention"] + counts["mlp"]) * (2 + remat) + 2 * config.vocab_size * config.width * 2 * chunks
+    rows = batch // accumulate
+    chunks = accumulate * -(-seq // max(1, min(chunk, rows * seq) // rows))
+    passes = accumulate * (2 + remat)
+    read = 2 * (counts["attention"] + counts["mlp"]) * passes + 2 * config.vocab_size * config.width * 2 * chunks
     seconds = {"compute": flops / (fsdp * tp * chip.flops), "memory": read / tp / chip.bandwidth}
     return {
         "seconds": seconds | {"bound": max(seconds.values())},
         "assumptions": (
             f"{chip.flops / 1e12:g} TFLOP/s in bfloat16 and {chip.bandwidth / 1e9:g} GB/s ({chip.source})",
             f"{flops:.3g} operations, at the peak",
-            f"{read / tp / 1e9:.1f} GB of weights read, each block's {2 + remat} times, the output layer's {2 * chunks}; "
+            f"{read / tp / 1e9:.1f} GB of weights read, each block's {passes} times, the output layer's {2 * chunks}; "
             "activations and messages not counted",
         ),
     }

@@ -86,6 +86,13 @@ def test_a_step_that_does_not_fit_is_a_plan_that_says_so():
     assert "DOES NOT FIT" in str(found)
 
 
+def test_accumulation_needs_the_memory_of_a_part():
+    whole, parts = small("v5e-4", batch=64, seq=512), small("v5e-4", batch=64, seq=512, accumulate=8)
+    assert parts.bytes_per_chip["temporaries"] < whole.bytes_per_chip["temporaries"] / 2
+    assert parts.flops == whole.flops
+    assert parts.collectives["all-gather"]["count"] > 4 * whole.collectives["all-gather"]["count"]
+
+
 def test_the_command(capfd, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     words = ["plan", "--model", str(tmp_path), "--topology", "v5e:2x2", "--batch", "4", "--seq", "64", "--rank", "4"]
@@ -102,6 +109,8 @@ def test_the_command(capfd, tmp_path):
     [
         ("v5e-8", {"tp": 8}, "heads: 12 does not divide over tp=8"),
         ("v5e-8", {"batch": 12}, "batch: 12 rows do not divide over fsdp=8"),
+        ("v5e-8", {"batch": 8, "accumulate": 2}, "batch: 8 rows do not divide over fsdp=8 in 2 parts"),
+        ("v5e-8", {"tp": 0}, "tp: expected a whole number of at least 1, found 0"),
         ("v5e-8", {"fsdp": 2, "tp": 2}, "mesh: expected fsdp x tp = 8"),
         ("v5e:3x3", {}, "topology: v5e:3x3 is not one that the compiler has"),
         ("v5e-8", {"seq": 200_000}, "seq: expected at most 131072"),
