@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 
-from utils import CourseError, lora, minigpt, peft_format, train
+from utils import CourseError, checkpoints, lora, minigpt, peft_format, train
 
 CONFIG = minigpt.Config(vocab_size=61, context=12, width=16, layers=3, heads=2, mlp_width=32)
 TOKENS = jax.random.randint(jax.random.key(1), (3, 12), 0, CONFIG.vocab_size)
@@ -548,7 +548,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    replace = peft_format.os.replace
+    replace = checkpoints.os.replace
 
     def replace_but_not_the_new_one(source, target):
         if source.name.startswith(".") and not source.name.endswith(".old"):
@@ -556,7 +556,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         replace(source, target)
 
     with monkeypatch.context() as patch:  # the last moment at which it can fail
-        patch.setattr(peft_format.os, "replace", replace_but_not_the_new_one)
+        patch.setattr(checkpoints.os, "replace", replace_but_not_the_new_one)
         refuses(two, "No space left / unchanged", lambda: lora.save_adapter(two, folder, overwrite=True))
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
     monkeypatch.setattr(peft_format, "save_file", full)

@@ -4,15 +4,19 @@ orbax writes each step into a folder of its own and gives it its name when it is
 of the data's iterator, the history so far, what must agree for the run to be continued, and a checksum of it all.
 """
 
+import contextlib
 import hashlib
+import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Array
+from safetensors import SafetensorError
 
 from utils import CourseError
 
@@ -29,6 +33,35 @@ def gathered(tree) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+@contextlib.contextmanager
+def written_whole(directory: Path):
+    """A new neighbour of `directory` to write into, which takes its place at the end: all of it, or nothing.
+
+    Raises `CourseError` for a failed write; what was there before is then there still.
+    """
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+        if directory.exists():  # a rename cannot replace a folder that is not empty
+            os.replace(directory, old)
+        try:
+            os.replace(temporary, directory)
+        except OSError:
+            if old.exists():
+                os.replace(old, directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CourseError(
+            f"{directory}: could not be written ({error}); what was there before is unchanged: make room, or name "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 class Store:

@@ -60,8 +60,8 @@ def chunked_cross_entropy(
     `head` is a model's output layer: a linear layer, or an embedding table used as one (through its `attend`). `weights`
     say how much each token counts (0: not at all); the mean is over them, and 0 where none counts. `wrt` says which of
     the head's variables are learnt, as in `train.fit`: the others get no gradient, which for a frozen table saves a
-    third of the head's work. `chunk` is about how many tokens have logits at one time: as many of each row. Gradients are made
-    in the forward pass, so use this for training; a loss alone is cheaper from the plain logits.
+    third of the head's work. `chunk` is about how many tokens have logits at one time: as many of each row. Gradients
+    are made in the forward pass, so use this for training; a loss alone is cheaper from the plain logits.
     """
     graph, learnt, rest = nnx.split(head, wrt, ...)
 

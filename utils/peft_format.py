@@ -11,9 +11,7 @@ would run without complaint and mean nothing.
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 
 import jax
@@ -130,27 +128,10 @@ def save_adapter(model: nnx.Module, directory: str | Path, *, base: str | None =
     metadata = {"format": "pt", "base_fingerprint": fingerprint(model)}
     if jax.process_index():
         return directory
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with checkpoints.written_whole(directory) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata=metadata)
         (temporary / WEIGHTS).chmod(0o644)  # safetensors makes files that only their owner may read
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        if directory.exists():  # a rename cannot replace a folder that is not empty
-            old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
-            os.replace(directory, old)
-            try:
-                os.replace(temporary, directory)
-            except OSError:
-                os.replace(old, directory)
-                raise
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise CourseError(f"{directory}: could not be written ({error}); what was there before is unchanged") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 

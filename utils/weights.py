@@ -27,7 +27,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from utils import CourseError, hub, sharding
+from utils import CourseError, checkpoints, hub, sharding
 from utils.transformer import Config, Transformer
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -309,9 +309,7 @@ def save(model: Transformer, directory: str | Path, *, tokenizer=None, shard_byt
         "metadata": {"total_size": sum(a.nbytes for shard in shards for a in shard.values())},
         "weight_map": {name: file for file, shard in zip(files, shards) for name in shard},
     }
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with checkpoints.written_whole(directory) as temporary:
         for file, shard in zip(files, shards):
             save_file(shard, temporary / file, metadata={"format": "pt"})
             (temporary / file).chmod(0o644)  # safetensors makes files that only their owner may read
@@ -320,13 +318,6 @@ def save(model: Transformer, directory: str | Path, *, tokenizer=None, shard_byt
         (temporary / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         if tokenizer is not None:
             tokenizer.save(temporary)
-        if directory.exists():
-            directory.rmdir()
-        os.replace(temporary, directory)
-    except (OSError, SafetensorError) as error:
-        raise CourseError(f"{directory}: could not be written ({error}): make room, or name another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
