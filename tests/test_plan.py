@@ -84,6 +84,7 @@ def test_a_plan_is_read_as_text_and_as_json():
     text = str(made())
     assert "fsdp 4 x tp 2" in text and "3.00 GiB of 16 per chip: fits" in text and "32,768 tokens/s at most" in text
     assert "DOES NOT FIT" in str(made(fits=False))
+    assert "not compiled so far" in str(made(fits=False, collectives={}))
     assert "3 arrays are made whole" in str(made(rematerialised=3))
     assert json.loads(json.dumps(dataclasses.asdict(made())))["bytes_per_chip"]["peak"] == 3 * 2**30
 

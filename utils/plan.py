@@ -89,7 +89,7 @@ class Plan:
         chips, b = self.fsdp * self.tp, self.bytes_per_chip
         name = "core" if self.topology[:2] in ("v2", "v3") else "chip"
         lines = [
-            f"{self.topology}: {chips} {name}s as fsdp {self.fsdp} x tp {self.tp}, batch {self.batch} x {self.seq}"
+            f"{self.topology}: {chips} {name}{'s' * (chips > 1)} as fsdp {self.fsdp} x tp {self.tp}, batch {self.batch} x {self.seq}"
         ]
         lines += [f"  {kind:12} {b[kind] / GiB:7.2f} GiB" for kind in ("arguments", "temporaries", "outputs")]
         verdict = "fits" if self.fits else "DOES NOT FIT"
@@ -98,7 +98,8 @@ class Plan:
         lines += [f"  a step takes at least {s['bound']:.3f} s ({tokens / s['bound']:,.0f} tokens/s at most):"]
         lines += [f"    arithmetic {s['compute']:.3f} s, weights from memory {s['memory']:.3f} s"]
         lines += [f"    assumed: {text}" for text in self.assumptions]
-        lines += [f"  messages of a step, per {name}:" if self.collectives else "  no messages between chips"]
+        if chips > 1:
+            lines += [f"  messages of a step, per {name}:" if self.collectives else "  messages: not compiled so far"]
         for kind, found in self.collectives.items():
             lines.append(f"    {kind:20} {found['count']:6,} of {found['bytes'] / 1e9:8.3f} GB together")
         if self.rematerialised:
@@ -143,8 +144,7 @@ def compile_for(
     """Compile `finetune`'s training step for a slice (v5e-8) or topology (v5e:2x4) of TPUs. Nothing is allocated.
 
     `batch` rows are an update's, on all chips and in all of `accumulate` parts together; `fsdp` is by default what `tp`
-    leaves. Raises `CourseError` for a topology that is not known, a mesh that does
-    not divide, or where there is no libtpu.
+    leaves. Raises `CourseError` for a topology that is not known, a mesh that does not divide, or where there is no libtpu.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise CourseError(
@@ -180,12 +180,14 @@ def compile_for(
             outputs = m.output_size_in_bytes - m.alias_size_in_bytes
             sizes = {"arguments": m.argument_size_in_bytes, "temporaries": m.temp_size_in_bytes, "outputs": outputs}
         except jax.errors.JaxRuntimeError as error:
-            used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+            # "Used 20.1G of 15.75G hbm", or of "HLO temporaries (382.11G)" alone
+            used = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])\b", str(error))
             if used is None:
                 reason = " ".join(str(error).split())[:200]
                 raise CourseError(f"plan: the compiler refused the program ({reason}): try other sizes") from error
-            peak = int(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1))
-            sizes = {"arguments": arguments, "temporaries": peak - arguments, "outputs": 0}
+            found = int(float(used[2]) * 1024 ** ("KMGT".index(used[3]) + 1))
+            temporaries = found - arguments * (used[1] == "Used ")
+            sizes = {"arguments": arguments, "temporaries": temporaries, "outputs": 0}
         seconds = time.perf_counter() - started
     sizes["peak"] = sum(sizes.values())
     chip = CHIPS[topology.split(":")[0].split("-")[0]]
