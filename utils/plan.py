@@ -88,9 +88,8 @@ class Plan:
     def __str__(self) -> str:
         chips, b = self.fsdp * self.tp, self.bytes_per_chip
         name = "core" if self.topology[:2] in ("v2", "v3") else "chip"
-        lines = [
-            f"{self.topology}: {chips} {name}{'s' * (chips > 1)} as fsdp {self.fsdp} x tp {self.tp}, batch {self.batch} x {self.seq}"
-        ]
+        place = f"{chips} {name}{'s' * (chips > 1)} as fsdp {self.fsdp} x tp {self.tp}"
+        lines = [f"{self.topology}: {place}, batch {self.batch} x {self.seq}"]
         lines += [f"  {kind:12} {b[kind] / GiB:7.2f} GiB" for kind in ("arguments", "temporaries", "outputs")]
         verdict = "fits" if self.fits else "DOES NOT FIT"
         lines += [f"  {'peak':12} {b['peak'] / GiB:7.2f} GiB of {self.memory_per_chip / GiB:.0f} per {name}: {verdict}"]
