@@ -75,6 +75,7 @@ def take_turns(sides: dict, rounds: int, warm_up: int = 1) -> dict[str, list[flo
     for i in range(rounds):
         for j in range(len(names)):
             name = names[(i + j) % len(names)]
+            time.sleep(0.3)  # until the threads of the side before have come to rest: some spin for a while
             found[name].append(seconds(sides[name]))
     return found
 

@@ -78,8 +78,8 @@ class Config:
     """of the frozen weights; default: as stored. Adapter and optimiser are float32"""
     remat: bool = False
     """keep only each block's input for the backward pass, and compute the rest again"""
-    chunk: int = 1024
-    """tokens that have logits at one time"""
+    chunk: int | None = None
+    """tokens that have logits at one time; default: 128 on a CPU, whose caches they should fit, else 1024"""
     seed: int = 0
 
     fsdp: int | None = None
@@ -110,9 +110,11 @@ class Config:
     """ten problems, six steps: the whole way in a minute, before the long run"""
 
     def __post_init__(self):
-        whole = ("window", "rank", "batch", "accumulate", "tp", "chunk", "log_every", "max_new_tokens")
+        whole = ("window", "rank", "batch", "accumulate", "tp", "log_every", "max_new_tokens")
         for name in whole + tuple(
-            n for n in ("limit", "steps", "fsdp", "evaluate_every", "save_every") if getattr(self, n) is not None
+            n
+            for n in ("limit", "steps", "fsdp", "chunk", "evaluate_every", "save_every")
+            if getattr(self, n) is not None
         ):
             if getattr(self, name) < 1:
                 raise CourseError(f"{name}: expected at least 1, found {getattr(self, name)}")
@@ -144,11 +146,13 @@ FREE = (
 FREE += ("max_new_tokens", "log_every", "save_every", "save_minutes", "max_hours", "chunk", "remat")
 
 
-def loss_fn(chunk: int = 1024) -> Callable:
+def loss_fn(chunk: int | None = None) -> Callable:
     """The loss of a batch {inputs, targets, segments, weights} [B, T]: mean cross-entropy of the graded tokens, in nats."""
     from flax import nnx
 
-    from utils import lora, losses
+    from utils import lora, losses, transformer
+
+    chunk = chunk or (128 if transformer.on_cpu() else 1024)
 
     def loss(model, batch, key):
         with lora.dropout(model, key) if key is not None else contextlib.nullcontext():
