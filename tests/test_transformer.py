@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests import checkpoints
 from tests.checkpoints import NAMES, model, reference, run
-from utils import CourseError, transformer
+from utils import CourseError, lora, transformer
 from utils.transformer import Config
 
 
@@ -78,6 +78,34 @@ def test_packed_sequences_equal_separate_ones(name, restart):
         np.testing.assert_allclose(found[:, where], run(made, part), atol=1e-5)
     # and it matters: the same text as one sequence is something else
     assert np.abs(found - run(made, packed))[:, 5:16].max() > 0.1
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_unstacked_equals_training_stacked(dtype, remat):
+    """The loss and every layer's gradient, whichever way the layers lie."""
+    made = lora.inject(model("qwen2-untied", dtype), rank=2, targets=("q_proj", "down_proj"), rngs=nnx.Rngs(0))
+    for a in lora.adapters(made).values():  # B away from zero, so that A has a gradient too
+        a.lora_B[...] = 0.1 * jax.random.normal(jax.random.key(1), a.lora_B.shape)
+    tokens = reference("qwen2-untied")["tokens"]
+    found = {}
+    for name, each in (("stacked", made), ("unstacked", made.unstacked())):
+        each.model.remat = remat
+        graph, learnt, rest = nnx.split(each, nnx.LoRAParam, ...)
+
+        def loss(learnt, graph=graph, rest=rest):
+            x, _ = nnx.merge(graph, learnt, rest).hidden(tokens)
+            return jnp.square(x).mean()
+
+        value, grads = jax.jit(jax.value_and_grad(loss))(learnt)
+        flat = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(grads)}
+        found[name] = float(value), flat
+    close = 1e-4 if dtype == "float32" else 0.05
+    assert found["unstacked"][0] == pytest.approx(found["stacked"][0], rel=close)
+    for name, whole in found["stacked"][1].items():
+        for i, layer in enumerate(whole):
+            apart = found["unstacked"][1][name.replace("layers.", f"layers.{i}.")]
+            assert np.abs(apart - layer).max() < close * np.abs(layer).max(), f"{name} of layer {i}"
 
 
 @pytest.mark.parametrize("layout", ["stacked", "unstacked"])
