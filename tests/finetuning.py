@@ -17,6 +17,7 @@ from tests import checkpoints
 from utils import evaluate, finetune, hub, lora, problems, sft, sharding, train, weights  # noqa: F401
 
 STEPS, SAVE_EVERY = 40, 2
+LONG = 240  # room for twenty kills, each of which may let a dozen steps pass
 
 
 def write_data(path: Path, count: int = 40) -> Path:
@@ -56,7 +57,7 @@ def killed(folder: Path, data: Path, kills: int, seed: int) -> list[list[int]]:
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            finetune.run(config(folder, data))
+            finetune.run(config(folder, data, steps=LONG))
             os._exit(0)
         if (
             kill % 4
@@ -75,4 +76,4 @@ def killed(folder: Path, data: Path, kills: int, seed: int) -> list[list[int]]:
 if __name__ == "__main__":
     folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     print(killed(folder / "run", folder / "data.jsonl", kills, seed))
-    finetune.run(config(folder / "run", folder / "data.jsonl"))
+    finetune.run(config(folder / "run", folder / "data.jsonl", steps=LONG))
