@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests import checkpoints
+from tests import checkpoints, real
 from utils import CourseError, finetune, hub, lora, sft
 from utils.problems import Problem
 
@@ -128,11 +128,7 @@ def test_what_fits_is_counted(examples):
 
 
 def test_r1_thinks_once_and_begins_once():
-    tok = (
-        hub.tokenizer(hub.R1)
-        if hub.from_mirror("models", hub.R1, "tokenizer.json")
-        else pytest.skip("no R1 tokenizer in a mirror")
-    )
+    tok = real.or_skip(lambda: hub.tokenizer(hub.R1), "models", hub.R1)
     asked = problem("1+1?", "<think>\nOne and one.\n</think>\n\nIt is \\boxed{2}.")
     ids, prompt = sft.tokenise([asked], tok).example(0)
     text = tok.decode(ids, skip_special_tokens=False)

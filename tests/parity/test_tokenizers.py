@@ -1,9 +1,12 @@
 """Ids, texts and chats of real tokenizers against transformers."""
 
+import functools
+
 import pytest
 import transformers
 
-from utils import hub, mirror
+from tests import real
+from utils import hub
 
 pytestmark = pytest.mark.parity
 
@@ -33,14 +36,11 @@ CHATS = (
 @pytest.fixture(scope="module", params=(hub.SMOLLM2, hub.R1), ids=("SmolLM2", "R1"))
 def pair(request):
     repository = request.param
-    try:
-        folder = hub.model(repository, weights=False)
-    except hub.NotAvailable as reason:
-        # SmolLM2 is in the package index, and what the mirror holds must be found: those are failures.
-        root = mirror.folder()
-        if repository == hub.SMOLLM2 or (root is not None and (root / "models" / repository).is_dir()):
-            raise
-        pytest.skip(str(reason))
+    # SmolLM2 is in the package index: never skipped.
+    get = functools.partial(hub.model, repository, weights=False)
+    folder = (
+        get() if repository == hub.SMOLLM2 else real.or_skip(get, "models", repository)
+    )  # SmolLM2 is in the package index
     return hub.tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
