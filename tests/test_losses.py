@@ -65,3 +65,37 @@ def test_no_array_of_all_logits():
     sizes = ("4x16x300x", "64x300x")
     assert any(size in program(train.next_token_loss) for size in sizes)
     assert not any(size in program(chunked(nnx.LoRAParam, 8)) for size in sizes)
+
+
+def counted_by(weights, hidden, chunk):
+    """(loss, its gradient by the hidden states) of a head with 300 words."""
+    head = nnx.Linear(8, 300, use_bias=False, rngs=nnx.Rngs(0))
+    targets = batch()["targets"]
+
+    def loss(hidden):
+        return losses.chunked_cross_entropy(head, hidden, targets, weights, wrt=nnx.LoRAParam, chunk=chunk)
+
+    def plain(hidden):
+        each = -jnp.take_along_axis(jax.nn.log_softmax(head(hidden)), targets[..., None], -1)[..., 0]
+        return jnp.where(weights > 0, weights * each, 0).sum() / weights.sum()
+
+    return jax.value_and_grad(loss)(hidden), jax.value_and_grad(plain)(hidden)
+
+
+@pytest.mark.parametrize("chunk", [8, 20, 64])
+def test_tokens_count_as_their_weights_say(chunk):
+    """Some not at all, others half: wherever they stand in a row, and however many a row has."""
+    rng = np.random.default_rng(1)
+    weights = jnp.asarray(rng.choice([0, 0, 0.5, 1], (4, 16)) * (np.arange(4) > 0)[:, None], jnp.float32)
+    ours, plain = counted_by(weights, jax.random.normal(jax.random.key(0), (4, 16, 8)), chunk)
+    np.testing.assert_allclose(ours[0], plain[0], rtol=1e-6)
+    np.testing.assert_allclose(ours[1], plain[1], atol=1e-7)
+
+
+def test_chunks_in_which_no_token_counts_are_not_computed():
+    """Their hidden states may be anything: an answer of 4 tokens in a row of 16 costs a chunk of 4."""
+    weights = jnp.zeros((4, 16)).at[:, 7:11].set(1)
+    hidden = jnp.where(weights[..., None] > 0, jax.random.normal(jax.random.key(0), (4, 16, 8)), jnp.nan)
+    (found, grad), _ = counted_by(weights, hidden, chunk=16)
+    assert jnp.isfinite(found) and jnp.isfinite(grad).all()
+    assert (grad[:, :7] == 0).all() and (grad[:, 11:] == 0).all() and (grad[:, 7:11] != 0).any()

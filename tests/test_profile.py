@@ -156,25 +156,27 @@ def test_detection_does_not_start_jax():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], env=environment)
 
 
-def test_kept_memory_is_not_given_back():
-    """Without it, every one of the rounds would touch fresh pages: 25,000 of them for 100 MB. glibc alone can be told."""
+@pytest.mark.parametrize("size", [100_000_000, 2_200_000_000])
+def test_kept_memory_is_not_given_back(size):
+    """Without it, each round would touch fresh pages, 25,000 for 100 MB; above 2 GB too. glibc alone can be told."""
     code = """
 import json, resource, sys
 from utils import profile
 kept = sys.argv[1] == "keep" and profile.keep_memory()
 import numpy as np
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+size = int(sys.argv[2])
 for _ in range(2):
-    np.ones(100_000_000, np.uint8)
+    np.ones(size, np.uint8)
 before = faults()
 for _ in range(3):
-    np.ones(100_000_000, np.uint8)
+    np.ones(size, np.uint8)
 print(json.dumps([kept, faults() - before]))
 """
     env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
     def run(how: str) -> list:
-        command = [sys.executable, "-c", code, how]
+        command = [sys.executable, "-c", code, how, str(size)]
         return json.loads(subprocess.check_output(command, text=True, cwd=Path(__file__).parents[1], env=env))
 
     (kept, faults), (_, usual) = run("keep"), run("as usual")

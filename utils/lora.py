@@ -111,12 +111,12 @@ class Adapter(nnx.Module):
         return self.lora_A.shape[0] if self.lora_A.ndim == 3 else None
 
     def change(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """s B A x, in x's dtype: two thin products, never the matrix B A."""
+        """s B A x, in x's dtype: two thin products, never the matrix B A. The scale goes where the numbers are fewest."""
         if self.dropout and hasattr(self, "key"):
             keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         linear = transformer.linear
-        return self.scale[...].astype(x.dtype) * linear(linear(x, self.lora_A[...]), self.lora_B[...])
+        return linear(self.scale[...].astype(x.dtype) * linear(x, self.lora_A[...]), self.lora_B[...])
 
     def delta(self) -> Float[Array, "*L out in"]:
         """Delta W = s B A in float32, per layer of a stack."""

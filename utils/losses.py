@@ -3,7 +3,8 @@
 Logits are the largest array of a training step: B x T x V floats, 412 MB for 8 x 256 tokens and 50,257 words, and the
 backward pass reads and writes that much again several times. But each token's loss needs its own V logits only. So: take
 a chunk of tokens, make its logits, its loss and its gradients at once, keep the gradients (they have the size of the
-hidden states and of the head's learnt part), forget the logits, take the next chunk. Nothing is computed twice.
+hidden states and of the head's learnt part), forget the logits, take the next chunk. Nothing is computed twice. And
+nothing for tokens that do not count: where the loss is on answers alone, that may be most of them.
 """
 
 import functools
@@ -28,9 +29,15 @@ def _forward(head, learnt, rest, hidden, targets, weights):
         logits = constrain(head(learnt, rest, h).astype(jnp.float32), "fsdp", None, "tp")
         return (w * optax.softmax_cross_entropy_with_integer_labels(logits, t)).sum()
 
+    def graded(h, t, w):
+        return jax.value_and_grad(chunk_loss, argnums=(0, 1))(learnt, h, t, w)
+
+    def nothing(h, t, w):
+        return jnp.float32(0), jax.tree.map(jnp.zeros_like, (learnt, h))
+
     def step(carry, chunk):
         total, grads = carry
-        loss, (g_learnt, g_hidden) = jax.value_and_grad(chunk_loss, argnums=(0, 1))(learnt, *chunk)
+        loss, (g_learnt, g_hidden) = jax.lax.cond((chunk[2] != 0).any(), graded, nothing, *chunk)
         return (total + loss, jax.tree.map(jnp.add, grads, g_learnt)), g_hidden
 
     start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learnt)
@@ -44,6 +51,19 @@ def _backward(head, grads, g):
 
 
 _summed.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def _permuted(x: Float[Array, "B T D"], order: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """x[b, order[b]] for each row b. JAX's own derivative would add rows up one by one: a permutation only moves them back."""
+    return jnp.take_along_axis(x, order[..., None], axis=1)
+
+
+def _permuted_backward(order, g):
+    return _permuted(g, jnp.argsort(order, axis=1)), None
+
+
+_permuted.defvjp(lambda x, order: (_permuted(x, order), order), _permuted_backward)
 
 
 def chunked_cross_entropy(
@@ -60,8 +80,9 @@ def chunked_cross_entropy(
     `head` is a model's output layer: a linear layer, or an embedding table used as one (through its `attend`). `weights`
     say how much each token counts (0: not at all); the mean is over them, and 0 where none counts. `wrt` says which of
     the head's variables are learnt, as in `train.fit`: the others get no gradient, which for a frozen table saves a
-    third of the head's work. `chunk` is about how many tokens have logits at one time: as many of each row. Gradients
-    are made in the forward pass, so use this for training; a loss alone is cheaper from the plain logits.
+    third of the head's work. `chunk` is about how many tokens have logits at one time: as many of each row, those that
+    count first; a chunk in which none counts costs nothing. Gradients are made in the forward pass, so use this for
+    training; a loss alone is cheaper from the plain logits.
     """
     graph, learnt, rest = nnx.split(head, wrt, ...)
 
@@ -69,7 +90,12 @@ def chunked_cross_entropy(
         layer = nnx.merge(graph, learnt, rest)
         return layer.attend(h) if hasattr(layer, "attend") else layer(h)
 
-    weights = jnp.ones(targets.shape, jnp.float32) if weights is None else weights.astype(jnp.float32)
+    if weights is None:
+        weights = jnp.ones(targets.shape, jnp.float32)
+    else:
+        order = jnp.argsort(weights == 0, axis=1, stable=True)
+        targets, weights = (jnp.take_along_axis(a, order, axis=1) for a in (targets, weights.astype(jnp.float32)))
+        hidden = _permuted(hidden, order)
     B, T = targets.shape
     columns = max(1, min(chunk, B * T) // B)  # of every row, so that on a mesh each device works on rows of its own
     missing = -T % columns  # the last chunk is filled up with tokens of weight zero

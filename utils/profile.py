@@ -140,7 +140,7 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function: musl, macOS, Windows
         return False
-    # Numbers from malloc.h. One arena: those of other threads are mapped and unmapped whatever the settings.
+    # Numbers from malloc.h; -1: never trim. One arena: those of other threads are mapped and unmapped whatever the settings.
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
-    settings = {arena_max: 1, mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 64 * 2**20}
+    settings = {arena_max: 1, mmap_max: 0, trim_threshold: -1, top_pad: 64 * 2**20}
     return all([mallopt(name, value) for name, value in settings.items()])
