@@ -1,4 +1,4 @@
-"""Checks of chapter 12: bytes on a device, bytes on the wire, where an adapter lies, which meshes fit, a device's own program."""
+"""Checks of chapter 12: bytes on a device and on the wire, where an adapter lies, which meshes fit, a device's program."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,9 @@ def held(learner):
             "float32-always": (4096, "the numbers here have two bytes", "itemsize"),
         },
     )
-    expect_close(call(learner, (16, 8, 4), 4, ("fsdp",), sizes), 512, "the bytes where the spec is shorter than the shape")
+    expect_close(
+        call(learner, (16, 8, 4), 4, ("fsdp",), sizes), 512, "the bytes where the spec is shorter than the shape"
+    )
     expect_close(call(learner, (16, 8), 4, (), sizes), 512, "the bytes of an array that nothing cuts")
     return "Every axis that is named divides, and no other"
 
@@ -65,7 +67,9 @@ def sent(learner):
         call(learner, "reduce-scatter", whole, n),
         900,
         "the bytes that a device sends for a reduce-scatter",
-        unlike={"scatter-like-all-reduce": (1800, "a reduce-scatter is the first half alone", "what each device ends with")},
+        unlike={
+            "scatter-like-all-reduce": (1800, "a reduce-scatter is the first half alone", "what each device ends with")
+        },
     )
     expect_close(call(learner, "all-reduce", 1000, 1), 0, "the bytes that a device sends when it is alone")
     return "An all-reduce is both of the others, one after the other"
@@ -101,7 +105,9 @@ def adapter_specs(learner):
             "what each of them reads and writes",
         )
         whole = (None, None)
-        expect((a, b) != (whole, whole), "copied-everywhere", "this copies the adapter to every device", "the layer's axes")
+        expect(
+            (a, b) != (whole, whole), "copied-everywhere", "this copies the adapter to every device", "the layer's axes"
+        )
         expect((a, b) == right, "wrong-values", f"for a weight {weight} this is A {a} and B {b}", "each end by itself")
     return "The rank stays whole"
 
@@ -128,7 +134,9 @@ def fitting(learner):
     expect(
         all(fsdp * tp == 8 for fsdp, tp in found), "devices-left-over", "a mesh here leaves devices unused", "fsdp x tp"
     )
-    expect(sorted(found, reverse=True) == right, "wrong-values", f"for R1 on 8 devices this is {found}", "the four sizes")
+    expect(
+        sorted(found, reverse=True) == right, "wrong-values", f"for R1 on 8 devices this is {found}", "the four sizes"
+    )
     expect(found == right, "other-order", "the order should be that of growing tp", "the order of the list")
     found = meshes(sizes(width=1540), 8)
     expect(found == [(4, 2), (2, 4)], "width-forgotten", "1,540 does not divide over fsdp = 8", "what fsdp cuts")
