@@ -289,6 +289,56 @@ def step_flops(config: transformer.Config, *, batch: int, seq: int, adapter: int
     return float(batch * seq * (blocks + scores + head + 2 * adapter * (3 + again)))
 
 
+def estimate(
+    config: transformer.Config,
+    *,
+    batch: int,
+    seq: int,
+    rank: int = 16,
+    fsdp: int = 1,
+    tp: int = 1,
+    remat: bool = True,
+    chunk: int = 1024,
+) -> dict[str, int]:
+    """Bytes on each chip during `finetune`'s step on a base in bfloat16, by what they are for, without a compiler.
+
+    "weights", "adapter" (Adam's two means with it), "saved" (what the layers keep for the backward pass), "head" (the output
+    layer, gathered), and the larger of two moments: "logits" (the loss) or "layer" (one layer on its way back). Their sum
+    is the peak: within 15% of the compiler's on every plan of benchmarks/results/plans.jsonl. Chapter 13 derives each
+    term. Raises `CourseError` for sizes that do not divide.
+    """
+    c = config
+    sharding.check(c, fsdp=fsdp, tp=tp)
+    if batch % fsdp:
+        raise CourseError(f"batch: {batch} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}")
+    D, F, q, kv = c.width, c.mlp_width, c.heads * c.head_size, c.kv_heads * c.head_size
+    kv_tp = 1 if c.kv_heads % tp else tp  # heads that do not divide are whole on every chip
+    # outputs, inputs, and into how many parts tp cuts the outputs (column) or the inputs (row)
+    column = [(q, D, tp), (kv, D, kv_tp), (kv, D, kv_tp), (F, D, tp), (F, D, tp)]
+    row = [(D, q, tp), (D, F, tp)]
+    matrices = sum(o * i // (n * fsdp) for o, i, n in column + row)
+    biases = c.qkv_bias * (q // tp + 2 * kv // kv_tp) + c.o_bias * D // fsdp + c.mlp_bias * (2 * F // tp + D // fsdp)
+    table = c.vocab_size * D // tp  # embedding or output layer, gathered
+    numbers = c.layers * (matrices + biases + 2 * D) + D + (2 - c.tied) * table // fsdp
+    adapter = c.layers * rank * sum(o // n + i // fsdp for o, i, n in column)
+    adapter += c.layers * rank * sum(o // fsdp + i // n for o, i, n in row)
+
+    rows = batch // fsdp
+    tokens = rows * seq
+    scores, mlp = rows * (c.heads // tp) * seq * seq, tokens * F // tp
+    in_chunk = rows * max(1, min(chunk, batch * seq) // batch)
+    kept = 2 * tokens * D  # a layer's input; without remat everything that its way back asks for
+    if not remat:
+        kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (q // tp + 2 * kv // kv_tp)
+        kept += 2 * matrices * fsdp if fsdp > 1 else 0  # the weights too, as they were gathered
+    head = 2 * table if fsdp > 1 else 0
+    # A softmax on its way back: its value and its gradient, each in float32 and in bfloat16.
+    loss = max(head, 12 * in_chunk * c.vocab_size // tp) + 2 * adapter
+    layer = 12 * scores + 3 * 2 * mlp + 6 * 2 * tokens * D + 6 * adapter
+    found = {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.layers * kept, "head": head}
+    return found | ({"logits": loss} if loss > layer else {"layer": layer})
+
+
 def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk) -> dict:
     """`seconds` and `assumptions` of a plan: the roofline of Williams et al. (2009) for the step as a whole."""
     counts = transformer.count_parameters(config)

@@ -1,0 +1,145 @@
+"""The widget of chapter 13: its bytes are the package's, within 15% of the compiler's, and the keyboard is enough."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+from conftest import ROOT, serve
+
+from utils import CourseError, plan, sharding, transformer
+
+pytestmark = pytest.mark.browser
+ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "plans.jsonl").read_text("utf8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def bench(site, tmp_path_factory):
+    """A page with the widget alone, its scripts and styles of this checkout. Yields its address."""
+    folder = tmp_path_factory.mktemp("bench")
+    shutil.copytree(site / "_static", folder / "_static")
+    shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
+    (folder / "index.html").write_text(
+        """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
+        <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+        <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
+        <body><main class="bd-article"><h1>x</h1>
+        <div class="widget" data-widget="mesh-planner" data-config='{"slice": "v5e-8", "batch": 16, "seq": 2048}'><p>x</p></div>
+        </main></body></html>""",
+        "utf8",
+    )
+    server, url = serve(folder)
+    yield url
+    server.shutdown()
+
+
+@pytest.fixture
+def page(browser, bench):
+    """The bench page at phone width; nothing may be asked for elsewhere, nothing said on the console."""
+    context = browser.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.set_default_timeout(5000)
+    said, asked = [], []
+    page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("request", lambda r: asked.append(r.url))
+    page.goto(bench)
+    page.wait_for_selector("div.widget[data-state=ready]")
+    yield page
+    assert said == [] and all(url.startswith((bench, "data:")) for url in asked)
+    context.close()
+
+
+def config(row: dict) -> transformer.Config:
+    return transformer.Config(**row["config"] | {"eos_ids": tuple(row["config"]["eos_ids"])})
+
+
+def asked(row: dict) -> dict:
+    return {name: row["setting"][name] for name in ("batch", "seq", "rank", "remat", "tp")} | {"fsdp": row["fsdp"]}
+
+
+ESTIMATE = "([model, asked]) => Course.meshPlanner.estimate(Course.meshPlanner.MODELS[model], asked)"
+REFUSAL = "([model, asked]) => Course.meshPlanner.refusal(Course.meshPlanner.MODELS[model], asked)"
+
+
+def test_every_recorded_plan(page):
+    """The same terms as `plan.estimate`, and within 15% of what the compiler said."""
+    assert len(ROWS) >= 10
+    for row in ROWS:
+        found = page.evaluate(ESTIMATE, [row["setting"]["model"], asked(row)])
+        assert found == plan.estimate(config(row), **asked(row)), row["setting"]
+        assert sum(found.values()) == pytest.approx(row["bytes_per_chip"]["peak"], rel=0.15), row["setting"]
+
+
+def test_sizes_are_those_of_the_recording(page):
+    spec = importlib.util.spec_from_file_location("plans", ROOT / "benchmarks" / "plans.py")
+    plans = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plans)
+    models = page.evaluate("() => Course.meshPlanner.MODELS")
+    assert set(models) == set(plans.MODELS)
+    for name, sizes in models.items():
+        made = plans.MODELS[name]
+        assert sizes == {size: getattr(made, size) for size in sizes} and not (made.o_bias or made.mlp_bias)
+        for fsdp, tp in ((1, 1), (4, 1), (4, 2), (2, 4), (8, 1)):
+            options = dict(batch=16, seq=4096, rank=32, fsdp=fsdp, tp=tp, remat=fsdp > 2)
+            try:
+                expected = plan.estimate(made, **options)
+            except CourseError as refused:
+                said = page.evaluate(REFUSAL, [name, options])
+                assert said and str(refused).startswith(said), (name, options)
+            else:
+                assert page.evaluate(ESTIMATE, [name, options]) == expected and not page.evaluate(
+                    REFUSAL, [name, options]
+                )
+    for name, (devices, memory) in page.evaluate("() => Course.meshPlanner.SLICES").items():
+        row = next(row for row in ROWS if row["setting"]["topology"] == name)
+        assert (devices, memory) == (row["fsdp"] * row["tp"], row["memory_per_chip"])
+
+
+def test_by_keyboard(page):
+    """Tab to a box and type; the verdict, the terms and the refusal follow."""
+    root = page.locator(".widget-mesh-planner")
+    r1 = config(next(row for row in ROWS if row["setting"]["model"].endswith("Qwen-1.5B")))
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch=16, seq=2048, fsdp=8)
+    assert root.locator(".planner-verdict").inner_text().startswith("Fits: ")
+    chips = root.locator("[data-choice=slice]")
+    chips.focus()
+    page.keyboard.press("ArrowUp")  # v5e-4
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch=16, seq=2048, fsdp=4)
+    page.keyboard.press("ArrowUp")  # v5e-1
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("End")  # the largest batch
+    assert root.locator(".planner-verdict").inner_text().startswith("Does not fit: ")
+    assert root.locator(".planner-limit").is_visible()
+    root.locator("[data-choice=remat]").focus()
+    page.keyboard.press("Space")
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch=128, seq=2048, remat=False)
+
+
+def test_refusals_name_the_axis(page):
+    root = page.locator(".widget-mesh-planner")
+    root.locator("[data-choice=tp]").select_option("8")
+    said = root.locator(".planner-verdict").inner_text()
+    with pytest.raises(CourseError, match="heads: 12 does not divide over tp=8"):
+        sharding.check(config(ROWS[0]), fsdp=1, tp=8)
+    assert said == "Refused. heads: 12 does not divide over tp=8."
+    root.locator("[data-choice=tp]").select_option("1")
+    root.locator("[data-choice=batch]").select_option("4")
+    assert "batch: 4 rows do not divide over fsdp=8" in root.locator(".planner-verdict").inner_text()
+    root.locator("[data-choice=slice]").select_option("v5e-1")  # a slice with fewer meshes
+    assert root.locator("[data-choice=tp]").input_value() == "1" and root.get_attribute("data-refused") == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(browser, bench, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(bench)
+    page.wait_for_selector("div.widget[data-state=ready]")
+    page.evaluate("scheme => document.documentElement.dataset.theme = scheme", scheme)
+    for model in ("DeepSeek-R1-Distill-Qwen-32B", "SmolLM2-135M"):
+        page.locator("[data-choice=model]").select_option(model)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
