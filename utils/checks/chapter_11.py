@@ -1,4 +1,4 @@
-"""Checks of chapter 11: masks of a conversation, means of parts, cut examples, losses by example, a chunked loss, a worst case."""
+"""Checks of chapter 11: the mask of a conversation, means of parts, cut examples, losses, a chunked loss, a worst case."""
 
 import numpy as np
 
@@ -7,7 +7,8 @@ from utils.checks import Mistake, array, call, exercise, expect, expect_close, e
 
 @exercise("11.1")
 def conversation_weights(learner):
-    roles = ["template", "user", "user", "template", "answer", "answer", "end", "template", "user", "template", "answer", "end"]
+    turn = ["template", "user", "user", "template", "answer", "answer", "end"]
+    roles = [*turn, "template", "user", "template", "answer", "end"]
     wanted = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1])
     kinds = {name: np.array([role == name for role in roles], int) for name in set(roles)}
     found = call(learner, list(roles))
@@ -73,13 +74,17 @@ def cut(learner):
     expect(short is not None, "skips-what-can-be-cut", "with a window of 7 there is an answer left", "when it is None")
     expect(short[-1] != 2, "keeps-the-end", "the cut answer ends in an end-of-text", "where a cut answer does not end")
     expect(short[:4] == ids[:4], "front-cut-off", "the beginning of the prompt is gone", "which end is cut")
-    expect(short != ids[:7], "one-token-too-few", "a row of 7 inputs has 7 targets, so 8 tokens fit", "inputs and tokens")
+    expect(
+        short != ids[:7], "one-token-too-few", "a row of 7 inputs has 7 targets, so 8 tokens fit", "inputs and tokens"
+    )
     expect(short != ids, "not-cut", "this is longer than the window", "the window")
     expect(len(short) == 8, "wrong-length", f"expected 8 tokens for a window of 7, found {len(short)}", "the slice")
     expect(of(10) == ids, "cuts-what-fits", "11 tokens have 10 inputs: they fit a window of 10", "inputs and tokens")
     expect(of(3) is None, "nothing-graded", "a window of 3 holds no token of the answer", "when nothing graded is left")
     one = of(4)
-    expect(one == ids[:5], "skips-the-last-chance", "with a window of 4 the answer's first token is still a target", "4")
+    expect(
+        one == ids[:5], "skips-the-last-chance", "with a window of 4 the answer's first token is still a target", "4"
+    )
     return "Cut at the window, without an end, and skipped where no answer is left"
 
 
@@ -198,7 +203,11 @@ def worst_case(learner):
                 "this is the best case for the claim: cut off counts as wrong",
                 "the base's right answers",
             ),
-            "only-cut-ones-right": (newcombe(cut, adapter)[0], "what the base had right is gone", "the base's right answers"),
+            "only-cut-ones-right": (
+                newcombe(cut, adapter)[0],
+                "what the base had right is gone",
+                "the base's right answers",
+            ),
             "both-favoured": (
                 newcombe(worst, adapter | cut)[0],
                 "the adapter's answers were not cut off",
@@ -206,6 +215,10 @@ def worst_case(learner):
             ),
         },
     )
-    expect(is_close(call(learner, base, adapter, np.zeros(n, bool)), newcombe(base, adapter)[0], rtol=1e-3, atol=1e-5),
-           "cut-not-used", "without any cut answer this is not the measured interval", "cut")
+    expect(
+        is_close(call(learner, base, adapter, np.zeros(n, bool)), newcombe(base, adapter)[0], rtol=1e-3, atol=1e-5),
+        "cut-not-used",
+        "without any cut answer this is not the measured interval",
+        "cut",
+    )
     return "The claim holds or falls with this number"
