@@ -1,5 +1,6 @@
 """What the benchmarks share: one JSON line per result, sides that take turns, and the machine's own matrix speed."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -61,8 +62,9 @@ class Apart:
 def _serve(pipe, make, args) -> None:
     functions = make(*args)
     pipe.send("made")
-    while True:
-        pipe.send(functions[pipe.recv()]())
+    with contextlib.suppress(EOFError):  # the benchmark has ended
+        while True:
+            pipe.send(functions[pipe.recv()]())
 
 
 def take_turns(sides: dict, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

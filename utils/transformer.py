@@ -422,11 +422,11 @@ class RMSNorm(nnx.Module):
 class Cache(NamedTuple):
     """Keys and values of the tokens already seen; slot s holds the token at position s.
 
-    `k` and `v` are [L, B, K, S, H], or tuples of L arrays [B, K, S, H] where the layers are unstacked. The slots of a head
-    lie side by side: the order in which attention reads them.
+    `k` is [L, B, K, H, S], `v` is [L, B, K, S, H], or tuples of L such arrays where the layers are unstacked. So each of
+    attention's two products, q k and then weights times v, reads a head's slots in the order in which they lie.
     """
 
-    k: Float[Array, "L B K S H"] | tuple
+    k: Float[Array, "L B K H S"] | tuple
     v: Float[Array, "L B K S H"] | tuple
 
 
@@ -532,7 +532,7 @@ class Decoder(nnx.Module):
         else:
             cos, sin = rope_tables(positions, self.config)
         if step:
-            slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-2]
+            slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-1]
             # A token sees the slots up to its own position: later ones are empty, or a longer prompt's padding.
             mask = jnp.arange(slots) <= positions[:, :, None]
         else:
@@ -543,27 +543,37 @@ class Decoder(nnx.Module):
         weights_dtype = x.dtype
         x = x.astype(working_dtype(weights_dtype))
 
-        def put(old, new, *at):
+        def put(old, new, slot_axis, *at):
             """`new` [B, T, K, H] into the slots of the cache; `at` is (layer,) where layers are stacked."""
             new = new.astype(old.dtype)
             if step:
-                return old.at[(*at, jnp.arange(B)[:, None], slice(None), positions)].set(new)
-            new = jnp.swapaxes(new, 1, 2)
+                rows, slots = jnp.arange(B)[:, None], positions
+                if new.shape[:2] == (1, 1):
+                    # The same, written twice: as one slice, XLA would fuse it with its reader, and copy the cache for that.
+                    new, rows, slots = (jnp.concatenate([a, a]) for a in (new, rows, slots))
+                before = [slice(None)] * (slot_axis - 1)  # the axes of heads, and for keys that of a head's numbers
+                # Slots beyond the last belong to rows that have ended: where those are written does not matter.
+                return old.at[(*at, rows, *before, slots)].set(new, mode="clip")
+            new = jnp.moveaxis(new, 1, slot_axis)
             return jax.lax.dynamic_update_slice(old, new[None] if at else new, (*at, *[0] * 4))
+
+        def put_both(keys, values, k, v, *at):
+            return put(keys, k, 3, *at), put(values, v, 2, *at)
 
         def narrow(k, v):
             return k.astype(weights_dtype), v.astype(weights_dtype)
 
-        def whole(slots):
-            return jnp.swapaxes(slots, 1, 2)  # [B, S, K, H], as `attend` names its axes: the compiler moves nothing
+        def whole(keys, values):
+            """[B, S, K, H] both, as `attend` names its axes: the compiler moves nothing."""
+            return jnp.moveaxis(keys, 3, 1), jnp.moveaxis(values, 2, 1)
 
         if isinstance(self.layers, Unstacked):
             keys, values = ([], []) if cache is None else (list(cache.k), list(cache.v))
             for i in range(self.layers.depth):
 
                 def store(k, v, i=i):
-                    keys[i], values[i] = put(keys[i], k), put(values[i], v)
-                    return (whole(keys[i]), whole(values[i])) if step else narrow(k, v)
+                    keys[i], values[i] = put_both(keys[i], values[i], k, v)
+                    return whole(keys[i], values[i]) if step else narrow(k, v)
 
                 layer = getattr(self.layers, str(i))
                 if self.remat and cache is None:
@@ -582,8 +592,8 @@ class Decoder(nnx.Module):
 
             def store(k, v):
                 nonlocal cache
-                cache = Cache(put(cache.k, k, i), put(cache.v, v, i))
-                return (whole(cache.k[i]), whole(cache.v[i])) if step else narrow(k, v)
+                cache = Cache(*put_both(*cache, k, v, i))
+                return whole(cache.k[i], cache.v[i]) if step else narrow(k, v)
 
             x = nnx.merge(graph, gather(layer, self.config))(x, cos, sin, mask, narrow if cache is None else store)
             return (x, cache), x if collect else None
@@ -658,10 +668,10 @@ class Transformer(nnx.Module):
     def new_cache(self, batch_size: int, slots: int) -> Cache:
         """An empty KV cache for `batch_size` rows of `slots` tokens; `generate.cache_bytes` says how large it is."""
         c, layers, dtype = self.config, self.model.layers, self.cache_dtype
-        shape = (batch_size, c.kv_heads, slots, c.head_size)
+        shapes = [(batch_size, c.kv_heads, *each) for each in ((c.head_size, slots), (slots, c.head_size))]
         if isinstance(layers, Unstacked):
-            return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(c.layers)) for _ in "kv"))
-        return Cache(*(jnp.zeros((c.layers, *shape), dtype) for _ in "kv"))
+            return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(c.layers)) for shape in shapes))
+        return Cache(*(jnp.zeros((c.layers, *shape), dtype) for shape in shapes))
 
     def unstacked(self) -> "Transformer":
         """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix.
