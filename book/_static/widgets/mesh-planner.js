@@ -81,8 +81,8 @@
     const CHOICES = {
       model: ['model', Object.keys(MODELS), String],
       slice: ['chips', Object.keys(SLICES), String],
-      tp: ['mesh (fsdp × tp)', [1, 2, 4, 8], Number],
-      batch: ['batch (rows, all chips)', [1, 2, 4, 8, 16, 32, 64, 128], Number],
+      tp: ['mesh, fsdp × tp', [1, 2, 4, 8], Number],
+      batch: ['batch, rows', [1, 2, 4, 8, 16, 32, 64, 128], Number],
       seq: ['tokens in a row', [256, 512, 1024, 2048, 4096, 8192, 16384], Number],
       rank: ['rank', [1, 4, 8, 16, 32, 64, 128, 256], Number],
     };
@@ -90,7 +90,7 @@
     const inputs = {};
     for (const [name, [label, values, kind]] of Object.entries(CHOICES)) {
       const id = uid('planner');
-      inputs[name] = element('select', {id, 'data-choice': name}, ...values.map((value) => element('option', {value, text: kind === Number ? whole(value) : value})));
+      inputs[name] = element('select', {id, 'data-choice': name}, ...values.map((value) => element('option', {value, text: kind === Number ? whole(value) : value.replace('DeepSeek-', '')})));
       inputs[name].value = String(state[name]);
       inputs[name].addEventListener('change', () => { state[name] = kind(inputs[name].value); show(); });
       controls.append(element('label', {for: id, text: label}), inputs[name]);
@@ -104,7 +104,7 @@
     root.setAttribute('role', 'group');
     root.setAttribute('aria-labelledby', titleId);
     root.append(element('p', {class: 'widget-title', id: titleId, text: 'What lies on each chip?'}),
-      element('p', {class: 'widget-note', text: 'A LoRA step on all linear layers, by the formula of this page. A core of a v2 counts as a chip.'}),
+      element('p', {class: 'widget-note', text: 'A LoRA step on all linear layers, by the formula of this page. The batch is that of all chips together; a core of a v2 counts as a chip.'}),
       controls, element('label', {class: 'planner-remat'}, remat, ' remat: keep only each layer’s input'), verdict, bar, table);
 
     function show() {
@@ -136,7 +136,7 @@
       const share = Math.round((100 * all) / memory);
       verdict.textContent = fits
         ? `Fits: ${gb(all)} of ${gb(memory)} on each chip (${share}%).${share > 85 ? ' Close: ask the compiler.' : ''}`
-        : `Does not fit: ${gb(all)} of ${gb(memory)} on each chip (${share}%).`;
+        : `Does not fit: ${gb(all)} of ${gb(memory)} on each chip (${share}%).${share < 140 ? ' So close, the compiler may still find a way: ask it.' : ''}`;
       const scale = Math.max(all, memory);
       const shown = Object.entries(terms).filter(([, bytes]) => bytes > 0);
       bar.setAttribute('aria-label', `${verdict.textContent} ${shown.map(([name, bytes]) => `${name} ${gb(bytes)}`).join(', ')}`);
