@@ -310,17 +310,23 @@ def _run(config: Config) -> Result:
         f"{steps:,} steps of {config.batch} rows; adapter: {cost.adapter:,} parameters, {cost.share:.2%} of the base"
     )
 
+    trained = model
+    if mesh is None and transformer.on_cpu() and model.dtype.itemsize == 2:
+        trained = model.unstacked()  # a fifth quicker, for the memory of the blocks again
+
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
     history = train.fit(
-        model, stream, loss, tx, steps=steps, wrt=nnx.LoRAParam, seed=config.seed, mesh=mesh, accumulate=config.accumulate,
+        trained, stream, loss, tx, steps=steps, wrt=nnx.LoRAParam, seed=config.seed, mesh=mesh, accumulate=config.accumulate,
         log_every=config.log_every, directory=str(folder / "checkpoints"), save_every=config.save_every,
         save_seconds=60 * config.save_minutes, max_seconds=None if config.max_hours is None else 3600 * config.max_hours,
         evaluate=None if held_rows is None else held_out_loss(held_rows, config, mesh),
         evaluate_every=config.evaluate_every or max(1, steps // 10),
         report=lambda history: train.write_metrics(folder / "metrics.jsonl", history),
     )  # fmt: skip
+    if trained is not model:
+        lora.swap(model, lora.stacked(lora.adapter(trained)))
     answers = None
     asked = [problem for problem in held if problem.answer][: config.evaluate_problems]
     if asked and history.stopped == "finished":

@@ -403,6 +403,17 @@ def swap(model: nnx.Module, state: dict[str, dict[str, np.ndarray]]) -> dict[str
     return before
 
 
+def stacked(state: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+    """An adapter (from `adapter`) of layers that stand apart, as `model.unstacked()` has them, for the stacked model."""
+    together: dict[str, list] = {}
+    for path, arrays in state.items():
+        together.setdefault(re.sub(r"\blayers\.\d+\.", "layers.", path), []).append(arrays)
+    return {
+        path: {name: np.stack([arrays[name] for arrays in each]) for name in each[0]} if path not in state else each[0]
+        for path, each in together.items()
+    }
+
+
 def combine(*weighted: tuple[dict[str, dict[str, np.ndarray]], float]) -> dict[str, dict[str, np.ndarray]]:
     """The weighted sum of adapters with the same targets, as one adapter whose rank is the sum of theirs.
 
