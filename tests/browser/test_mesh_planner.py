@@ -26,7 +26,7 @@ def bench(site, tmp_path_factory):
         <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
         <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
         <body><main class="bd-article"><h1>x</h1>
-        <div class="widget" data-widget="mesh-planner" data-config='{"slice": "v5e-8", "batch": 16, "seq": 2048}'><p>x</p></div>
+        <div class="widget" data-widget="mesh-planner" data-config='{"slice": "v5e-8", "batch": 16}'><p>x</p></div>
         </main></body></html>""",
         "utf8",
     )
