@@ -66,6 +66,8 @@ def settings() -> list[dict]:
     ]
     plain, v5e8 = made[0], made[1]
     bare = [plain | dict(remat=False), plain | dict(batch=8, remat=False), v5e8 | dict(batch=8, seq=1024, remat=False)]
+    bare += [v5e8 | dict(batch=64, remat=False)]  # far from fitting: said at once
+    bare += [v5e8 | dict(model=model, batch=64, seq=1024, remat=False) for model in (R1_7B, LLAMA)]
     others = [
         v5e8 | dict(model=R1_7B, batch=8),
         v5e8 | dict(model=LLAMA, batch=8, seq=1024),

@@ -82,9 +82,9 @@
     const CHOICES = {
       model: ['model', Object.keys(MODELS), String],
       slice: ['chips', Object.keys(SLICES), String],
-      tp: ['mesh, fsdp × tp', [1, 2, 4, 8], Number],
+      tp: ['fsdp × tp', [1, 2, 4, 8], Number],
       batch: ['batch, rows', [1, 2, 4, 8, 16, 32, 64, 128], Number],
-      seq: ['tokens in a row', [256, 512, 1024, 2048, 4096, 8192, 16384], Number],
+      seq: ['tokens a row', [256, 512, 1024, 2048, 4096, 8192, 16384], Number],
       rank: ['rank', [1, 4, 8, 16, 32, 64, 128, 256], Number],
     };
     const controls = element('div', {class: 'planner-controls'});
