@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import shutil
 import threading
@@ -76,6 +77,7 @@ def address(site: Path):
     server, url = serve(site)
     yield url
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +91,59 @@ def browser(site: Path):
         instance = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield instance
         instance.close()
+
+
+PAGE = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
+    <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
+    <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
+    <body><main class="bd-article"><h1>x</h1>%s</main></body></html>"""
+
+
+def bench_page(folder: Path, site: Path, body: str, **data: object) -> Path:
+    """The folder, made a site of one page that holds `body`, with scripts and styles of this checkout.
+
+    `data`: what widgets read from files of their own, by the file's name with "_" for "-".
+    """
+    shutil.copytree(site / "_static", folder / "_static")
+    shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
+    for name, values in data.items():
+        name = name.replace("_", "-")
+        script = f'Course.data("{name}", {json.dumps(values)});'
+        (folder / "_static" / "widgets" / f"{name}.js").write_text(script, "utf8")
+    (folder / "index.html").write_text(PAGE % body, "utf8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bench_address(bench: Path):
+    """Where the page of a module's `bench` is served."""
+    server, url = serve(bench)
+    yield url
+    server.shutdown()
+    server.server_close()
+
+
+def opened(browser, address: str, scheme: str = "light"):
+    """A page at phone width, its widgets alive; what it asks for and what its console says are kept on it."""
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(5000)
+    page.said, page.asked = [], []
+    page.on("console", lambda m: page.said.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("request", lambda r: page.asked.append(r.url))
+    page.goto(address)
+    page.wait_for_function("[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state === 'ready')")
+    return context, page
+
+
+@pytest.fixture
+def page(browser, bench_address: str):
+    """The bench page; it may ask for nothing elsewhere, and its console stays silent."""
+    context, page = opened(browser, bench_address)
+    yield page
+    assert page.said == []
+    assert all(url.startswith((bench_address, "data:")) for url in page.asked)
+    context.close()
 
 
 def pages_of(folder: Path) -> list[str]:

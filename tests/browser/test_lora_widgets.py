@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, serve
+from conftest import bench_page
 
 pytestmark = pytest.mark.browser
 
@@ -26,39 +25,14 @@ RECORDED = {
 
 @pytest.fixture(scope="module")
 def bench(site, tmp_path_factory):
-    """A page with the three widgets, with the scripts and styles of this checkout. Yields its address."""
-    folder = tmp_path_factory.mktemp("bench")
-    shutil.copytree(site / "_static", folder / "_static")
-    shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
-    data = f'<script type="application/json" data-rank-slider="ch05">{json.dumps(RECORDED)}</script>'
+    """A page with the three widgets. Yields its folder."""
     widgets = [
         '<div class="widget" data-widget="lora-calculator" data-config=\'{"width": 144, "depth": 4, "rank": 8}\'>x</div>',
         '<div class="widget" data-widget="step0"><p>x</p></div>',
         '<div class="widget" data-widget="rank-slider" data-name="ch05"><p>x</p></div>',
-        data,
+        f'<script type="application/json" data-rank-slider="ch05">{json.dumps(RECORDED)}</script>',
     ]
-    (folder / "index.html").write_text(
-        f"""<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
-        <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-        <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
-        <body><main class="bd-article">{"".join(widgets)}</main></body></html>""",
-        "utf8",
-    )
-    server, url = serve(folder)
-    yield url
-    server.shutdown()
-
-
-@pytest.fixture
-def page(browser, bench):
-    """The bench page at phone width, its widgets alive."""
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    page.set_default_timeout(5000)
-    page.goto(bench)
-    page.wait_for_function("[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state === 'ready')")
-    yield page
-    context.close()
+    return bench_page(tmp_path_factory.mktemp("bench"), site, "".join(widgets))
 
 
 def in_package(width: int, rank: int, depth: int, targets: list[str]) -> dict[str, int]:

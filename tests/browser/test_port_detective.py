@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import shutil
 from itertools import combinations, permutations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, serve
+from conftest import PAGE, ROOT, bench_page, opened
 
 from tests.detective import separates
 
@@ -25,51 +24,13 @@ def data() -> dict:
 
 @pytest.fixture(scope="module")
 def bench(site, data, tmp_path_factory):
-    """A page with the widget alone, its scripts and readings of this checkout. Yields its folder."""
-    folder = tmp_path_factory.mktemp("bench")
-    shutil.copytree(site / "_static", folder / "_static")
-    shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
-    script = f'Course.data("port-detective-data", {json.dumps(data)});'
-    (folder / "_static" / "widgets" / "port-detective-data.js").write_text(script, "utf8")
-    page = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
-        <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-        <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
-        <body><main class="bd-article"><h1>x</h1>
-        <div class="widget" data-widget="port-detective"><p>fallback</p></div></main></body></html>"""
-    (folder / "index.html").write_text(page, "utf8")
-    everything = sum(probe["cost"] for probe in data["probes"])  # the price of all probes
-    div = f"""data-widget="port-detective" data-config='{{"budget": {everything}}}'"""
-    (folder / "all.html").write_text(page.replace('data-widget="port-detective"', div), "utf8")
+    """A page with the widget alone, and one on which all probes can be paid. Yields their folder."""
+    body = '<div class="widget" data-widget="port-detective"><p>fallback</p></div>'
+    folder = bench_page(tmp_path_factory.mktemp("bench"), site, body, port_detective_data=data)
+    everything = sum(probe["cost"] for probe in data["probes"])
+    rich = f"""data-widget="port-detective" data-config='{{"budget": {everything}}}'"""
+    (folder / "all.html").write_text(PAGE % body.replace('data-widget="port-detective"', rich), "utf8")
     return folder
-
-
-@pytest.fixture(scope="module")
-def bench_address(bench):
-    server, url = serve(bench)
-    yield url
-    server.shutdown()
-
-
-def opened(browser, address: str, scheme: str = "light"):
-    """A page at phone width; what it asks for and what its console says are kept on it."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(5000)
-    page.said, page.asked = [], []
-    page.on("console", lambda m: page.said.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("request", lambda r: page.asked.append(r.url))
-    page.goto(address)
-    page.wait_for_selector("div.widget[data-state=ready]")
-    return context, page
-
-
-@pytest.fixture
-def page(browser, bench_address):
-    context, page = opened(browser, bench_address)
-    yield page
-    assert page.said == []
-    assert all(url.startswith((bench_address, "data:")) for url in page.asked)
-    context.close()
 
 
 def number_of(page, data: dict, bug: dict) -> int:

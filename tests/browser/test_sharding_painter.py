@@ -7,13 +7,12 @@ import itertools
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, serve
+from conftest import ROOT, bench_page, opened
 
 pytestmark = pytest.mark.browser
 WIDGETS = Path("book") / "_static" / "widgets"
@@ -53,47 +52,8 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def bench(site, data, tmp_path_factory):
     """A page with the widget alone, its script and cases of this checkout. Yields its folder."""
-    folder = tmp_path_factory.mktemp("bench")
-    shutil.copytree(site / "_static", folder / "_static")
-    shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
-    script = f'Course.data("sharding-painter-data", {json.dumps(data)});'
-    (folder / "_static" / "widgets" / "sharding-painter-data.js").write_text(script, "utf8")
-    page = """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
-        <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-        <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
-        <body><main class="bd-article"><h1>x</h1>
-        <div class="widget" data-widget="sharding-painter"><p>fallback</p></div></main></body></html>"""
-    (folder / "index.html").write_text(page, "utf8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bench_address(bench):
-    server, url = serve(bench)
-    yield url
-    server.shutdown()
-
-
-def opened(browser, address: str, scheme: str = "light"):
-    """A page at phone width; what it asks for and what its console says are kept on it."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(5000)
-    page.said, page.asked = [], []
-    page.on("console", lambda m: page.said.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("request", lambda r: page.asked.append(r.url))
-    page.goto(address)
-    page.wait_for_selector("div.widget[data-state=ready]")
-    return context, page
-
-
-@pytest.fixture
-def page(browser, bench_address):
-    context, page = opened(browser, bench_address)
-    yield page
-    assert page.said == []
-    assert all(url.startswith((bench_address, "data:")) for url in page.asked)
-    context.close()
+    body = '<div class="widget" data-widget="sharding-painter"><p>fallback</p></div>'
+    return bench_page(tmp_path_factory.mktemp("bench"), site, body, sharding_painter_data=data)
 
 
 def select(page, dimension: str):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import random
 import re
-import shutil
 import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, serve
+from conftest import ROOT, bench_page
 
 pytestmark = pytest.mark.browser
 
@@ -85,9 +84,7 @@ def encoding():
 
 @pytest.fixture(scope="module")
 def bench(site, tmp_path_factory):
-    """A page of its own that holds the widgets, with the site's own scripts and styles. Yields its address."""
-    folder = tmp_path_factory.mktemp("bench")
-    shutil.copytree(site / "_static", folder / "_static")
+    """A page of its own that holds the widgets. Yields its folder."""
     body = "\n".join(
         [
             '<div class="widget" data-widget="tokenizer"><p>fallback</p></div>',
@@ -98,28 +95,7 @@ def bench(site, tmp_path_factory):
             DATA.format(name="pick"),
         ]
     )
-    (folder / "index.html").write_text(
-        f"""<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
-        <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-        <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
-        <body><main class="bd-article">{body}</main></body></html>""",
-        "utf8",
-    )
-    server, url = serve(folder)
-    yield url
-    server.shutdown()
-
-
-@pytest.fixture
-def page(browser, bench):
-    """The bench page, opened at phone width, its widgets alive."""
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    page.set_default_timeout(5000)
-    page.goto(bench)
-    page.wait_for_function("[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state === 'ready')")
-    yield page
-    context.close()
+    return bench_page(tmp_path_factory.mktemp("bench"), site, body)
 
 
 def ids_in_page(page, texts: list[str]) -> list[list[int]]:
@@ -251,7 +227,7 @@ def test_guess_without_a_recorded_curve(page):
     assert "no recorded curve" in nothing.locator(".guess-answer").inner_text()
 
 
-def test_a_broken_widget_leaves_its_fallback(browser, bench, site):
+def test_a_broken_widget_leaves_its_fallback(browser, bench_address):
     """A configuration that makes no sense: the sentence inside stays, and the console says why."""
     context = browser.new_context()
     page = context.new_page()
@@ -265,7 +241,7 @@ def test_a_broken_widget_leaves_its_fallback(browser, bench, site):
             body=f'<html lang="en"><body>{broken}<script src="_static/course.js"></script></body></html>',
         ),
     )
-    page.goto(f"{bench}/broken.html")
+    page.goto(f"{bench_address}/broken.html")
     page.wait_for_selector("div.widget[data-state=failed]")
     assert page.inner_text("div.widget") == "fallback"
     assert any("widget guess" in line for line in said)
