@@ -332,11 +332,9 @@ def estimate(
         kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (q // tp + 2 * kv // kv_tp)
         kept += 2 * matrices * fsdp if fsdp > 1 else 0  # the weights too, as they were gathered
     head = 2 * table if fsdp > 1 else 0
-    # A softmax on its way back: its value and its gradient, each in float32 and in bfloat16.
+    # Logits and their gradient, each in float32 and in bfloat16; of the scores only one of each is alive at a time.
     loss = max(head, 12 * in_chunk * c.vocab_size // tp) + 2 * adapter
-    # With one row or one key/value head on a chip the softmax is joined to the products, and has no array in float32.
-    joined = rows == 1 or c.kv_heads <= tp
-    layer = (4 if joined else 8) * scores + 7 * 2 * mlp + 16 * 2 * tokens * D + 6 * adapter
+    layer = 6 * scores + 3 * 2 * mlp + 10 * 2 * tokens * D + 6 * adapter
     found = {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.layers * kept, "head": head}
     return found | ({"logits": loss} if loss > layer else {"layer": layer})
 

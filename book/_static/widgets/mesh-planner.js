@@ -65,8 +65,7 @@
     }
     const head = fsdp > 1 ? 2 * table : 0;
     const loss = Math.max(head, div(12 * inChunk * c.vocab_size, tp)) + 2 * adapter;
-    const joined = rows === 1 || c.kv_heads <= tp;
-    const layer = (joined ? 4 : 8) * scores + 14 * mlp + 32 * tokens * D + 6 * adapter;
+    const layer = 6 * scores + 6 * mlp + 20 * tokens * D + 6 * adapter;
     const found = {weights: 2 * numbers, adapter: 12 * adapter, saved: c.layers * kept, head};
     return {...found, ...(loss > layer ? {logits: loss} : {layer})};
   }
