@@ -19,7 +19,8 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
 
     A message in a loop counts as often as the loop runs: the number its condition compares with. Bytes are those of the
     result, and of the larger part where it is a pair (a message that is started here and awaited there). The TPU's
-    compiler writes a message into every computation that it overlaps with, under one channel: it is counted once.
+    compiler writes a message into every computation that it overlaps with, under one channel: it is counted once. Where it
+    joins sum and cut into one reduce-scatter, the text holds an all-reduce of the whole, and so it is counted.
     """
     bodies: dict[str, list[str]] = {}
     for line in text.splitlines():
