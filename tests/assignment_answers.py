@@ -554,4 +554,124 @@ def first_difference(theirs, ours, tolerance):
             ),
         ],
     },
+    "assignment_4": {
+        "conversation": [
+            (
+                "weights of the inputs, not of the targets",
+                ("np.array(graded[1:], np.float32)", "np.array(graded[:-1], np.float32)"),
+                {"conversation_graded": 8},
+            ),
+            (
+                "only the last answer",
+                ('answer = message["role"] == "assistant"', "answer = message is messages[-1]"),
+                {"conversation_graded": 8},
+            ),
+            ("the end is not learnt", ("(len(content) + 1) + [False]", "len(content) + [False] * 2"), {"conversation_graded": 8}),
+            (
+                "a cut conversation ends tidily",
+                ("if not any(graded):", "ids[-1] = END\n    if not any(graded):"),
+                {"conversation_tokens": 4, "conversation_window": 6},
+            ),
+            ("nothing graded is nothing said", ("if not any(graded):", "if False:"), {"conversation_window": 6}),
+        ],
+        "accumulate": [
+            ("the mean of the parts' means", ('n = part["weights"].sum()', "n = 1.0"), {"accumulate_weighted": 8}),
+            ("weighted by rows, graded or not", ('n = part["weights"].sum()', 'n = len(part["weights"])'), {"accumulate_weighted": 8}),
+            (
+                "the loss is right, its gradients are a sum",
+                ("lambda t: t / rows", "lambda t: t"),
+                {"accumulate_equal": 4, "accumulate_weighted": 8},
+            ),
+            (
+                "one large batch after all",
+                """
+def accumulate(loss_fn, params, parts):
+    return jax.value_and_grad(loss_fn)(params, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
+""",
+                {"accumulate_apart": 6},
+            ),
+        ],
+        "resident": [
+            (
+                "everything over the number of chips",
+                """
+def resident(config, fsdp, tp, rank, targets):
+    c = config
+    q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+    sides = {"q_proj": c.width + q, "k_proj": c.width + kv, "v_proj": c.width + kv, "o_proj": c.width + q}
+    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), c.width + c.mlp_width)
+    adapter = 12 * c.layers * rank * sum(n for name, n in sides.items() if name in targets)
+    return 2 * transformer.count_parameters(c)["total"] // (fsdp * tp), adapter // (fsdp * tp)
+""",
+                {"resident_mesh": 8, "resident_adapter": 6},
+            ),
+            (
+                "two key/value heads over four chips",
+                ("tp if c.kv_heads % tp == 0 else 1", "tp"),
+                {"resident_mesh": 8, "resident_adapter": 6},
+            ),
+            ("an output layer although it is tied", ("(2 - c.tied)", "2"), {"resident_one": 4}),
+            ("Adam is forgotten", ("3 * 4 * adapter", "4 * adapter"), {"resident_adapter": 6}),
+            ("an adapter on every layer", (" if name in targets", ""), {"resident_adapter": 6}),
+        ],
+        "setting": [
+            (
+                "the smallest tp first, whatever the parts",
+                """
+def setting(config, chips, memory, rows, seq):
+    for tp in range(1, chips + 1):
+        for parts in range(1, rows + 1):
+            fsdp = chips // tp
+            if chips % tp or rows % (parts * fsdp):
+                continue
+            try:
+                peak = sum(plan.estimate(config, batch=rows // parts, seq=seq, fsdp=fsdp, tp=tp).values())
+            except CourseError:
+                continue
+            if peak <= memory:
+                return fsdp, tp, parts
+""",
+                {"setting_mesh": 6},
+            ),
+            ("only FSDP", ("for tp in range(1, chips + 1):", "for tp in (1,):"), {"setting_mesh": 6}),
+            ("all rows at a time", ("batch=rows // parts, seq", "batch=rows, seq"), {"setting_one": 4}),
+            (
+                "a refused mesh ends the search",
+                ("            except CourseError:\n                continue\n", "            except ZeroDivisionError:\n                continue\n"),
+                {"setting_none": 4},
+            ),
+        ],
+        "message": [
+            ("every cut inner dimension is summed", ("if inner == inside:", "if True:"), {"message_gather": 6}),
+            ("the message is all of W", ("4 * D * (F // size[columns])", "4 * D * F"), {"message_gather": 6}),
+            (
+                "the sum of all of y",
+                ("4 * (B // size[rows]) * (F // size[columns])", "4 * B * F"),
+                {"message_sum": 6},
+            ),
+            ("an axis of size 1 cuts, too", ("if size[inside] == 1:", "if inside is None:"), {"message_none": 4}),
+        ],
+        "judged": [
+            (
+                "two intervals that overlap show nothing",
+                (
+                    '"verdict": "better" if low > 0 else',
+                    '"verdict": "better" if wilson(adapter.sum(), len(base))[0] > wilson(base.sum(), len(base))[1] else',
+                ),
+                {"judged_verdict": 6},
+            ),
+            ("the larger share is better", ('"better" if low > 0', '"better" if adapter.mean() > base.mean()'), {"judged_verdict": 6}),
+            (
+                "base less adapter",
+                ("low, high = newcombe(base, adapter)", "low, high = newcombe(adapter, base)"),
+                {"judged_numbers": 4, "judged_verdict": 6},
+            ),
+            ("the cut answers are left out", ("newcombe(base | cut, adapter)", "newcombe(base[~cut], adapter[~cut])"), {"judged_robust": 6}),
+            (
+                "whatever lengths there are",
+                ("if not len(base) == len(adapter) == len(cut) > 0:", "if False:"),
+                {"judged_numbers": 4},
+            ),
+        ],
+    },
 }

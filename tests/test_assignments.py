@@ -26,12 +26,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # n
 ROOT = pairs.ROOT
 STUDENT_EDITION = replace(pairs.settings(ROOT), repository="https://example.org/school/course", revision="main")
 NAMES = [path.stem for path in assignments.sources(ROOT)]
-POINTS = {"assignment_1": 20, "assignment_2": 20, "assignment_3": 100}
+POINTS = {"assignment_1": 20, "assignment_2": 20, "assignment_3": 100, "assignment_4": 100}
 # One mistake in several parts; the first of each list in tests/assignment_answers.py but for the numbers given.
 MIXED = {
     "assignment_1": {"best_pair": 2, "masked_loss": 0, "attention": 0, "make_step": 0},
     "assignment_2": {"rank_for": 0, "gradients": 1, "swapped": 1, "adapt": 0},
     "assignment_3": {"header": 0, "config_of": 0, "split_qkv": 0, "convert": 1, "first_difference": 1},
+    "assignment_4": {"conversation": 2, "accumulate": 0, "setting": 1, "message": 1, "judged": 0},
 }
 
 
