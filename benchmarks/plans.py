@@ -57,7 +57,7 @@ def settings() -> list[dict]:
         ("v5e-1", 1, 1, 1024), ("v5e-8", 1, 16, 2048), ("v5e-4", 1, 8, 2048), ("v2-8", 1, 8, 1024),
         ("v6e-8", 1, 16, 2048), ("v5p-8", 1, 16, 2048), ("v5e-8", 2, 16, 2048), ("v5e-8", 4, 16, 2048),
         ("v5e-1", 1, 8, 1024), ("v5e-8", 2, 4, 8192), ("v5e-1", 1, 1, 4096), ("v5e-1", 1, 4, 2048),
-        ("v5e-8", 1, 64, 2048), ("v5e-8", 4, 8, 2048),
+        ("v5e-1", 1, 8, 4096), ("v5e-8", 1, 64, 2048), ("v5e-8", 4, 8, 2048),
         ("v5e-8", 1, 64, 1024), ("v5e-8", 1, 8, 4096), ("v2-8", 2, 8, 1024),
         ("v6e-8", 2, 16, 4096), ("v5p-8", 2, 8, 4096), ("v5e-4", 2, 8, 2048), ("v5e-4", 1, 4, 512), ("v2-8", 1, 16, 1024),
     ]  # fmt: skip
@@ -74,7 +74,7 @@ def settings() -> list[dict]:
         plain | dict(model=SMOLLM2),
     ]
     others += [plain | dict(rank=64), plain | dict(model=SMOLLM2, batch=8, seq=2048)]
-    return made[:2] + bare[:2] + made[2:10] + others[:1] + made[10:14] + others[1:] + made[14:] + bare[2:]
+    return made[:2] + bare[:2] + made[2:10] + others[:1] + made[10:15] + others[1:] + made[15:] + bare[2:]
 
 
 def record(setting: dict) -> dict:

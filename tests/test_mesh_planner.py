@@ -23,7 +23,7 @@ def config(row: dict) -> transformer.Config:
 def estimate(row: dict) -> dict[str, int]:
     s = row["setting"]
     sizes = dict(batch=s["batch"], seq=s["seq"], rank=s["rank"], remat=s["remat"])
-    return plan.estimate(config(row), **sizes, fsdp=row["fsdp"], tp=row["tp"])
+    return plan.estimate(config(row), **sizes, fsdp=row["fsdp"], tp=row["tp"], chip=s["topology"])
 
 
 def named(row: dict) -> str:

@@ -299,13 +299,15 @@ def estimate(
     tp: int = 1,
     remat: bool = True,
     chunk: int = 1024,
+    chip: str = "",
 ) -> dict[str, int]:
     """Bytes on each chip during `finetune`'s step on a base in bfloat16, by what they are for, without a compiler.
 
-    "weights", "adapter" (Adam's two means with it), "saved" (what the layers keep for the backward pass), "head" (the output
-    layer, gathered), and the larger of two moments: "logits" (the loss) or "layer" (one layer on its way back). Their sum
-    is the peak: within 15% of the compiler's on every plan of benchmarks/results/plans.jsonl. Chapter 13 derives each
-    term. Raises `CourseError` for sizes that do not divide.
+    "weights", "adapter" (Adam's two means with it), "saved" (what the layers keep for the backward pass), and the larger of
+    two moments: "head" and "logits" (the loss: the output layer, gathered, and a chunk's logits), or "gathered" and "layer"
+    (one layer on its way back: its weights, gathered, and its arrays). Their sum is the peak: within 15% of the compiler's
+    on every plan of benchmarks/results/plans.jsonl. Chapter 13 derives each term. `chip` is a slice's name: a v6e's compiler
+    joins more. Raises `CourseError` for sizes that do not divide.
     """
     c = config
     sharding.check(c, fsdp=fsdp, tp=tp)
@@ -331,12 +333,18 @@ def estimate(
     if not remat:
         kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (q // tp + 2 * kv // kv_tp)
         kept += 2 * matrices * fsdp if fsdp > 1 else 0  # the weights too, as they were gathered
+    block = 2 * matrices * fsdp if fsdp > 1 else 0  # gathered, in bfloat16
     head = 2 * table if fsdp > 1 else 0
-    # Logits and their gradient, each in float32 and in bfloat16; of the scores only one of each is alive at a time.
+    # A softmax on its way back: its value and its gradient, each in float32 and in bfloat16.
     loss = max(head, 12 * in_chunk * c.vocab_size // tp) + 2 * adapter
-    layer = 6 * scores + 3 * 2 * mlp + 10 * 2 * tokens * D + 6 * adapter
-    found = {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.layers * kept, "head": head}
-    return found | ({"logits": loss} if loss > layer else {"layer": layer})
+    # With one row or one key/value head on a chip, and on a v6e, the softmax of attention is joined to the products around
+    # it, and has no array in float32.
+    joined = rows == 1 or c.kv_heads <= tp or chip.startswith("v6e")
+    layer = (4 if joined else 8) * scores + 7 * 2 * mlp + 16 * 2 * tokens * D + 6 * adapter
+    moments = {"head": head, "logits": loss}, {"gathered": block, "layer": layer}
+    return {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.layers * kept} | max(
+        moments, key=lambda moment: sum(moment.values())
+    )
 
 
 def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk) -> dict:

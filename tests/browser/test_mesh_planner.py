@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 
 import pytest
-from conftest import ROOT, serve
+from conftest import ROOT, bench_page, opened
 
 from utils import CourseError, plan, sharding, transformer
 
@@ -17,38 +16,10 @@ ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "plans.j
 
 @pytest.fixture(scope="module")
 def bench(site, tmp_path_factory):
-    """A page with the widget alone, its scripts and styles of this checkout. Yields its address."""
-    folder = tmp_path_factory.mktemp("bench")
-    shutil.copytree(site / "_static", folder / "_static")
-    shutil.copytree(ROOT / "book" / "_static", folder / "_static", dirs_exist_ok=True)
-    (folder / "index.html").write_text(
-        """<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>bench</title>
-        <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">
-        <link rel="stylesheet" href="_static/course.css"><script defer src="_static/course.js"></script></head>
-        <body><main class="bd-article"><h1>x</h1>
-        <div class="widget" data-widget="mesh-planner" data-config='{"slice": "v5e-8", "batch": 16}'><p>x</p></div>
-        </main></body></html>""",
-        "utf8",
-    )
-    server, url = serve(folder)
-    yield url
-    server.shutdown()
-
-
-@pytest.fixture
-def page(browser, bench):
-    """The bench page at phone width; nothing may be asked for elsewhere, nothing said on the console."""
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    page.set_default_timeout(5000)
-    said, asked = [], []
-    page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("request", lambda r: asked.append(r.url))
-    page.goto(bench)
-    page.wait_for_selector("div.widget[data-state=ready]")
-    yield page
-    assert said == [] and all(url.startswith((bench, "data:")) for url in asked)
-    context.close()
+    """A page with the widget alone. Yields its folder."""
+    config = '{"slice": "v5e-8", "batch": 16}'
+    body = f"<div class='widget' data-widget='mesh-planner' data-config='{config}'><p>x</p></div>"
+    return bench_page(tmp_path_factory.mktemp("bench"), site, body)
 
 
 def config(row: dict) -> transformer.Config:
@@ -56,7 +27,11 @@ def config(row: dict) -> transformer.Config:
 
 
 def asked(row: dict) -> dict:
-    return {name: row["setting"][name] for name in ("batch", "seq", "rank", "remat", "tp")} | {"fsdp": row["fsdp"]}
+    s = row["setting"]
+    return {name: s[name] for name in ("batch", "seq", "rank", "remat", "tp")} | {
+        "fsdp": row["fsdp"],
+        "chip": s["topology"],
+    }
 
 
 ESTIMATE = "([model, asked]) => Course.meshPlanner.estimate(Course.meshPlanner.MODELS[model], asked)"
@@ -133,11 +108,8 @@ def test_refusals_name_the_axis(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_wider_than_a_phone(browser, bench, scheme):
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    page = context.new_page()
-    page.goto(bench)
-    page.wait_for_selector("div.widget[data-state=ready]")
+def test_nothing_is_wider_than_a_phone(browser, bench_address, scheme):
+    context, page = opened(browser, bench_address, scheme)
     page.evaluate("scheme => document.documentElement.dataset.theme = scheme", scheme)
     for model in ("DeepSeek-R1-Distill-Qwen-32B", "SmolLM2-135M"):
         page.locator("[data-choice=model]").select_option(model)

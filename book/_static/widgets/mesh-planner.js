@@ -25,6 +25,7 @@
     saved: 'what the layers keep for the backward pass',
     head: 'the output layer, gathered',
     logits: 'the loss: logits of a chunk of tokens, their gradient',
+    gathered: 'that layer’s weights, gathered',
     layer: 'one layer on its way back: scores, MLP, gradients',
   };
   const div = (a, b) => Math.floor(a / b);
@@ -42,7 +43,7 @@
     return null;
   }
 
-  function estimate(c, {batch, seq, rank = 16, fsdp = 1, tp = 1, remat = true, chunk = CHUNK}) {
+  function estimate(c, {batch, seq, rank = 16, fsdp = 1, tp = 1, remat = true, chunk = CHUNK, chip = ''}) {
     const [D, F, q, kv] = [c.width, c.mlp_width, c.heads * c.head_size, c.kv_heads * c.head_size];
     const kvTp = c.kv_heads % tp ? 1 : tp;
     const column = [[q, D, tp], [kv, D, kvTp], [kv, D, kvTp], [F, D, tp], [F, D, tp]];
@@ -63,11 +64,13 @@
       kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (div(q, tp) + div(2 * kv, kvTp));
       kept += fsdp > 1 ? 2 * matrices * fsdp : 0;
     }
+    const block = fsdp > 1 ? 2 * matrices * fsdp : 0;
     const head = fsdp > 1 ? 2 * table : 0;
     const loss = Math.max(head, div(12 * inChunk * c.vocab_size, tp)) + 2 * adapter;
-    const layer = 6 * scores + 6 * mlp + 20 * tokens * D + 6 * adapter;
-    const found = {weights: 2 * numbers, adapter: 12 * adapter, saved: c.layers * kept, head};
-    return {...found, ...(loss > layer ? {logits: loss} : {layer})};
+    const joined = rows === 1 || c.kv_heads <= tp || chip.startsWith('v6e');
+    const layer = (joined ? 4 : 8) * scores + 14 * mlp + 32 * tokens * D + 6 * adapter;
+    const found = {weights: 2 * numbers, adapter: 12 * adapter, saved: c.layers * kept};
+    return {...found, ...(head + loss >= block + layer ? {head, logits: loss} : {gathered: block, layer})};
   }
 
   const total = (terms) => Object.values(terms).reduce((a, b) => a + b, 0);
@@ -115,7 +118,7 @@
         option.textContent = `${Math.max(1, div(devices, tp))} × ${tp}`;
       }
       if (state.tp > devices) { state.tp = devices; inputs.tp.value = String(devices); }
-      const asked = {...state, fsdp: div(devices, state.tp)};
+      const asked = {...state, chip: state.slice, fsdp: div(devices, state.tp)};
       const refused = refusal(MODELS[state.model], asked);
       root.dataset.refused = refused || '';
       bar.replaceChildren();
