@@ -566,7 +566,11 @@ def first_difference(theirs, ours, tolerance):
                 ('answer = message["role"] == "assistant"', "answer = message is messages[-1]"),
                 {"conversation_graded": 8},
             ),
-            ("the end is not learnt", ("(len(content) + 1) + [False]", "len(content) + [False] * 2"), {"conversation_graded": 8}),
+            (
+                "the end is not learnt",
+                ("(len(content) + 1) + [False]", "len(content) + [False] * 2"),
+                {"conversation_graded": 8},
+            ),
             (
                 "a cut conversation ends tidily",
                 ("if not any(graded):", "ids[-1] = END\n    if not any(graded):"),
@@ -576,7 +580,11 @@ def first_difference(theirs, ours, tolerance):
         ],
         "accumulate": [
             ("the mean of the parts' means", ('n = part["weights"].sum()', "n = 1.0"), {"accumulate_weighted": 8}),
-            ("weighted by rows, graded or not", ('n = part["weights"].sum()', 'n = len(part["weights"])'), {"accumulate_weighted": 8}),
+            (
+                "weighted by rows, graded or not",
+                ('n = part["weights"].sum()', 'n = len(part["weights"])'),
+                {"accumulate_weighted": 8},
+            ),
             (
                 "the loss is right, its gradients are a sum",
                 ("lambda t: t / rows", "lambda t: t"),
@@ -637,7 +645,10 @@ def setting(config, chips, memory, rows, seq):
             ("all rows at a time", ("batch=rows // parts, seq", "batch=rows, seq"), {"setting_one": 4}),
             (
                 "a refused mesh ends the search",
-                ("            except CourseError:\n                continue\n", "            except ZeroDivisionError:\n                continue\n"),
+                (
+                    "            except CourseError:\n                continue\n",
+                    "            except ZeroDivisionError:\n                continue\n",
+                ),
                 {"setting_none": 4},
             ),
         ],
@@ -660,13 +671,21 @@ def setting(config, chips, memory, rows, seq):
                 ),
                 {"judged_verdict": 6},
             ),
-            ("the larger share is better", ('"better" if low > 0', '"better" if adapter.mean() > base.mean()'), {"judged_verdict": 6}),
+            (
+                "the larger share is better",
+                ('"better" if low > 0', '"better" if adapter.mean() > base.mean()'),
+                {"judged_verdict": 6},
+            ),
             (
                 "base less adapter",
                 ("low, high = newcombe(base, adapter)", "low, high = newcombe(adapter, base)"),
                 {"judged_numbers": 4, "judged_verdict": 6},
             ),
-            ("the cut answers are left out", ("newcombe(base | cut, adapter)", "newcombe(base[~cut], adapter[~cut])"), {"judged_robust": 6}),
+            (
+                "the cut answers are left out",
+                ("newcombe(base | cut, adapter)", "newcombe(base[~cut], adapter[~cut])"),
+                {"judged_robust": 6},
+            ),
             (
                 "whatever lengths there are",
                 ("if not len(base) == len(adapter) == len(cut) > 0:", "if False:"),

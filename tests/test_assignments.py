@@ -20,6 +20,7 @@ import pytest
 
 from tests.assignment_answers import WRONG
 from tools import assignments, pairs, student
+from utils.intervals import newcombe
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")  # nbgrader's own
 
@@ -163,7 +164,7 @@ def mixed(name: str) -> tuple[dict[str, str], dict[str, float]]:
 
 
 def score(name: str, given: dict[str, str], only: str | None = None) -> dict[str, float]:
-    """Points lost by test cell. `only` runs the cells of one part: its solution cell and the tests after it."""
+    """Points lost by test cell. `only` runs one part: its solution cell and the tests after it, and what all are given."""
     namespace, lost, part = {"__name__": "__main__"}, {}, None
     with contextlib.redirect_stdout(io.StringIO()):
         for cell in source(name).cells:
@@ -172,7 +173,7 @@ def score(name: str, given: dict[str, str], only: str | None = None) -> dict[str
                 continue  # the bootstrap cell: the package is here already
             if about.get("solution"):
                 part = about["grade_id"]
-            if only is not None and part not in (None, only):
+            if only not in (None, part) and (about.get("solution") or about.get("grade")):
                 continue
             try:
                 exec(compile(given.get(about["grade_id"], cell.source), about["grade_id"], "exec"), namespace)
@@ -314,6 +315,25 @@ def test_the_quiz_is_whole_and_its_numbers_are_right():
     assert f"{2048 * 128 / 1e6:.2f} to {50_257 * 128 / 1e6:.1f} million" in page
     assert f"= {np.log(2048):.2f}$" in page and f"2,048 is\n{np.log10(2048):.1f}" in page
     assert next(r for r in range(1, 257) if 512 * r >= 65_536) == 128
+
+
+def test_the_capstones_numbers_are_right():
+    page = " ".join((ROOT / "book" / "instructor" / "capstone.md").read_text().split())
+
+    def points(problems: int, both: int, gained: int, lost: int) -> list[str]:
+        """Difference and interval in points, as the page writes them."""
+        kinds = [(1, 1)] * both + [(0, 1)] * gained + [(1, 0)] * lost
+        base, adapter = np.array(kinds + [(0, 0)] * (problems - len(kinds)), bool).T
+        numbers = adapter.mean() - base.mean(), *newcombe(base, adapter)
+        return [f"{100 * number:.1f}".replace("-", "−") for number in numbers]
+
+    found, low, high = points(400, 168, 80, 26)
+    assert f"{found} points more, 95% interval {low} to {high}, paired (80 gained, 26 lost)" in page
+    assert f"{found} points has an interval from {low} to {high} on 400" in page
+    assert "from {1} to {2} on 200".format(*points(200, 84, 40, 13)) in page
+    assert "8 gained and 3 lost are {} points, with an interval from {} to {}".format(*points(40, 17, 8, 3)) in page
+    rubric = page.split("## Rubric")[1]
+    assert len(re.findall(r"\| \*\*\w", rubric)) * 4 == 40 and "40 points" in page
 
 
 def test_the_notes_name_mistakes_that_the_checks_know():
