@@ -38,8 +38,8 @@ def graded(rows: dict, tok) -> list[str]:
     """The text of the graded targets of each example, by rows and segments."""
     found = []
     for targets, segments, weights in zip(rows["targets"], rows["segments"], rows["weights"]):
-        for number in range(1, segments.max() + 1):
-            found.append(tok.decode(targets[(segments == number) & (weights > 0)], skip_special_tokens=False))
+        for example in range(1, segments.max() + 1):
+            found.append(tok.decode(targets[(segments == example) & (weights > 0)], skip_special_tokens=False))
     return found
 
 
@@ -77,8 +77,8 @@ def test_packed_equals_padded_for_every_example(examples):
         nats = -np.take_along_axis(logp, rows["targets"][..., None], -1)[..., 0] * rows["weights"]
         found = []
         for row, segments in enumerate(rows["segments"]):
-            for number in range(1, segments.max() + 1):
-                here = segments == number
+            for example in range(1, segments.max() + 1):
+                here = segments == example
                 found.append((tuple(rows["inputs"][row][here]), nats[row][here].sum()))
         return sorted(found)
 
