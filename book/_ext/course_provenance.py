@@ -77,6 +77,7 @@ def facts(record: dict) -> dict[str, str]:
         "profile": str(record.get("profile", "–")),
         "time": duration(record["seconds"]) if "seconds" in record else "–",
         "data": "; ".join(record.get("sources") or []) or "none",
+        "origin": "; ".join(dict.fromkeys(source.split(";")[0] for source in record.get("sources") or [])) or "none",
         "versions": ", ".join(versions).replace("python", "Python") or "–",
         "date": str(record.get("date", "–")),
     }
@@ -151,14 +152,14 @@ class Status(SphinxDirective):
                 continue
             f = facts(record)
             changed = changed_modules(record, srcdir)
-            state = f["date"] if not changed else f"{f['date']}, older than the package ({', '.join(changed)})"
-            rows.append([title_of(path), f["device"], f["profile"], f["time"], f["data"], state])
+            state = f["date"] if not changed else f"{f['date']}, older than the package"  # its foot says which modules
+            rows.append([title_of(path), f["device"], f["profile"], f["time"], state, f["origin"]])
             for run in other_runs(path):
                 f = facts(run)
-                rows.append(["(also)", f["device"], f["profile"], f["time"], f["data"], f["date"]])
+                rows.append(["(also)", f["device"], f["profile"], f["time"], f["date"], f["origin"]])
         if not rows:
             return [nodes.paragraph("", "No chapter has been recorded yet.")]
-        return [table(["chapter", "device", "profile", "time", "data", "recorded"], rows)]
+        return [table(["chapter", "device", "profile", "time", "recorded", "data"], rows)]
 
 
 def table(head: list[str], rows: list[list[str]]) -> nodes.table:
