@@ -56,7 +56,7 @@ def ours(path, options: dict):
     _, rows, _, _ = finetune.prepare(config)
     model = weights.load(path, dtype=config.dtype)
     lora.inject(model, rank=config.rank, alpha=config.alpha, targets=config.targets, rngs=nnx.Rngs(0))
-    model = model.unstacked() if jax.default_backend() == "cpu" else model  # as `finetune.run` does
+    model = finetune.for_training(model)
     loss, tx, steps = finetune.loss_fn(config.chunk), finetune.optimizer(config, 10_000), 10_000
     seen = {}
 

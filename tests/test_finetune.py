@@ -295,7 +295,8 @@ def test_a_process_whose_peer_is_lost_says_so_and_loses_nothing(data, tmp_path):
 def commands() -> list[str]:
     """Every `python -m utils ...` on the pages that a reader may copy."""
     found = []
-    for page in ("book/finetuning.md", "README.md", "book/setup.md"):
+    pages = ("book/finetuning.md", "README.md", "book/setup.md", "chapters/13_r1_on_a_tpu_mesh.md")
+    for page in pages:
         text = (ROOT / page).read_text().replace("\\\n", " ")
         found += [f"{page}: {words}" for words in re.findall(r"python -m utils (\w+ +(?:--|\.\.\.)[^\n#]*)", text)]
     return found

@@ -1,29 +1,15 @@
 """The formula of chapter 13 against the TPU compiler's recorded plans, and the widget's sizes against the package's."""
 
 import dataclasses
-import importlib.util
 import json
-import re
-import shlex
 
 import pytest
 
-from tests.exercises import ROOT
+from tests import plans
+from tests.plans import ROWS, config
 from utils import CourseError, plan, transformer
 
-PAGE = ROOT / "chapters" / "13_r1_on_a_tpu_mesh.md"
-ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "plans.jsonl").read_text().splitlines()]
 R1 = "DeepSeek-R1-Distill-Qwen-1.5B"
-
-
-def config(row: dict) -> transformer.Config:
-    return transformer.Config(**row["config"] | {"eos_ids": tuple(row["config"]["eos_ids"])})
-
-
-def estimate(row: dict) -> dict[str, int]:
-    s = row["setting"]
-    sizes = dict(batch=s["batch"], seq=s["seq"], rank=s["rank"], remat=s["remat"])
-    return plan.estimate(config(row), **sizes, fsdp=row["fsdp"], tp=row["tp"], chip=s["topology"])
 
 
 def named(row: dict) -> str:
@@ -35,7 +21,7 @@ def named(row: dict) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=named)
 def test_the_formula_is_within_15_percent_of_the_compiler(row):
-    terms, said = estimate(row), row["bytes_per_chip"]
+    terms, said = plan.estimate(config(row), **plans.asked(row)), row["bytes_per_chip"]
     assert sum(terms.values()) == pytest.approx(said["peak"], rel=0.15)
     assert terms["weights"] == pytest.approx(row["weights_per_chip"], rel=1e-3)
     assert terms["weights"] + terms["adapter"] == pytest.approx(said["arguments"], rel=0.01)
@@ -56,13 +42,11 @@ def test_the_record_has_every_slice_and_says_where_it_comes_from():
 
 def test_the_recording_knows_these_settings():
     """A row that no setting asks for would never be recorded again."""
-    spec = importlib.util.spec_from_file_location("plans", ROOT / "benchmarks" / "plans.py")
-    plans = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(plans)
-    asked = plans.settings()
+    recording = plans.recording()
+    asked = recording.settings()
     assert all(row["setting"] in asked for row in ROWS)
     for row in ROWS:
-        assert config(row) == plans.MODELS[row["setting"]["model"]]
+        assert config(row) == recording.MODELS[row["setting"]["model"]]
 
 
 def test_weights_are_exact():
@@ -97,19 +81,3 @@ def test_weights_are_exact():
 def test_what_does_not_divide_is_refused(changes, message):
     with pytest.raises(CourseError, match=message):
         plan.estimate(config(ROWS[0]), **({"batch": 12, "seq": 64} | changes))
-
-
-def commands() -> list[str]:
-    text = PAGE.read_text().replace("\\\n", " ")
-    return re.findall(r"^python -m utils (\w+ +--[^\n#]*)", text, re.M)
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_page_is_understood(command):
-    from utils.__main__ import _parse
-
-    _parse(shlex.split(command))
-
-
-def test_the_page_has_commands():
-    assert len(commands()) >= 6

@@ -310,10 +310,7 @@ def _run(config: Config) -> Result:
         f"{steps:,} steps of {config.batch} rows; adapter: {cost.adapter:,} parameters, {cost.share:.2%} of the base"
     )
 
-    trained = model
-    if mesh is None and transformer.on_cpu() and model.dtype.itemsize == 2:
-        trained = model.unstacked()  # a fifth quicker, for the memory of the blocks again
-
+    trained = for_training(model, mesh)
     if first:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
@@ -340,6 +337,16 @@ def _run(config: Config) -> Result:
         _plot(history, folder / "metrics.png")
         logger.info(f"The adapter is in {adapter}.")
     return Result(history, adapter, answers)
+
+
+def for_training(model, mesh=None):
+    """The model in the layout that trains quickest: itself; on one CPU, with 16-bit weights, `unstacked`.
+
+    That one is a fifth quicker, for the memory of the blocks again; `lora.stacked` brings its adapter back.
+    """
+    from utils import transformer
+
+    return model.unstacked() if mesh is None and transformer.on_cpu() and model.dtype.itemsize == 2 else model
 
 
 def held_out_loss(rows: dict, config: Config, mesh=None) -> Callable:

@@ -329,11 +329,10 @@ def estimate(
     tokens = rows * seq
     scores, mlp = rows * (c.heads // tp) * seq * seq, tokens * F // tp
     in_chunk = rows * max(1, min(chunk, batch * seq) // batch)
-    kept = 2 * tokens * D  # a layer's input; without remat everything that its way back asks for
+    block = 2 * matrices * fsdp if fsdp > 1 else 0  # a layer's weights, gathered, in bfloat16
+    kept = 2 * tokens * D  # a layer's input; without remat everything that its way back asks for, gathered weights too
     if not remat:
-        kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (q // tp + 2 * kv // kv_tp)
-        kept += 2 * matrices * fsdp if fsdp > 1 else 0  # the weights too, as they were gathered
-    block = 2 * matrices * fsdp if fsdp > 1 else 0  # gathered, in bfloat16
+        kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (q // tp + 2 * kv // kv_tp) + block
     head = 2 * table if fsdp > 1 else 0
     # A softmax on its way back: its value and its gradient, each in float32 and in bfloat16.
     loss = max(head, 12 * in_chunk * c.vocab_size // tp) + 2 * adapter
@@ -342,9 +341,8 @@ def estimate(
     joined = rows == 1 or c.kv_heads <= tp or chip.startswith("v6e")
     layer = (4 if joined else 8) * scores + 7 * 2 * mlp + 16 * 2 * tokens * D + 6 * adapter
     moments = {"head": head, "logits": loss}, {"gathered": block, "layer": layer}
-    return {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.layers * kept} | max(
-        moments, key=lambda moment: sum(moment.values())
-    )
+    always = {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.layers * kept}
+    return always | max(moments, key=lambda moment: sum(moment.values()))
 
 
 def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk) -> dict:

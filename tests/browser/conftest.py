@@ -7,6 +7,7 @@ broken machine.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import json
@@ -55,11 +56,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def serve(folder: Path) -> tuple[http.server.ThreadingHTTPServer, str]:
-    """Serve a folder on a free port. Returns the server and its address."""
+@contextlib.contextmanager
+def served(folder: Path):
+    """The address of a folder that is served on a free port meanwhile."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_address[1]}"
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +78,8 @@ def site() -> Path:
 @pytest.fixture(scope="session")
 def address(site: Path):
     """Where the site is served."""
-    server, url = serve(site)
-    yield url
-    server.shutdown()
-    server.server_close()
+    with served(site) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -117,10 +119,8 @@ def bench_page(folder: Path, site: Path, body: str, **data: object) -> Path:
 @pytest.fixture(scope="module")
 def bench_address(bench: Path):
     """Where the page of a module's `bench` is served."""
-    server, url = serve(bench)
-    yield url
-    server.shutdown()
-    server.server_close()
+    with served(bench) as url:
+        yield url
 
 
 def opened(browser, address: str, scheme: str = "light"):

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import FLAGS, ROOT, find_chromium, serve  # noqa: E402
+from conftest import FLAGS, ROOT, find_chromium, served  # noqa: E402
 
 
 def build(notebook: Path) -> tuple[Path, str]:
@@ -56,9 +56,8 @@ def shots(site: Path, page_path: str, target: Path) -> list[Path]:
     """Full-page pictures at two widths in two themes."""
     from playwright.sync_api import sync_playwright
 
-    server, url = serve(site)
     made = []
-    with sync_playwright() as playwright:
+    with served(site) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         for width, height in ((390, 844), (1440, 900)):
             for theme in ("light", "dark"):
@@ -71,7 +70,6 @@ def shots(site: Path, page_path: str, target: Path) -> list[Path]:
                 made.append(file)
                 context.close()
         browser.close()
-    server.shutdown()
     return made
 
 

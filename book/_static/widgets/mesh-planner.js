@@ -59,12 +59,8 @@
     const scores = rows * div(c.heads, tp) * seq * seq;
     const mlp = div(tokens * F, tp);
     const inChunk = rows * Math.max(1, div(Math.min(chunk, batch * seq), batch));
-    let kept = 2 * tokens * D;
-    if (!remat) {
-      kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (div(q, tp) + div(2 * kv, kvTp));
-      kept += fsdp > 1 ? 2 * matrices * fsdp : 0;
-    }
     const block = fsdp > 1 ? 2 * matrices * fsdp : 0;
+    const kept = remat ? 2 * tokens * D : 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (div(q, tp) + div(2 * kv, kvTp)) + block;
     const head = fsdp > 1 ? 2 * table : 0;
     const loss = Math.max(head, div(12 * inChunk * c.vocab_size, tp)) + 2 * adapter;
     const joined = rows === 1 || c.kv_heads <= tp || chip.startsWith('v6e');
