@@ -27,7 +27,7 @@ import tiktoken
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from utils import CourseError
+from utils import CourseError, transformer
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # decode steps per call of the device
@@ -49,7 +49,9 @@ def sample(
     both look at the distribution after the temperature.
     """
     if greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        # The first of the largest, in two passes: XLA's argmax takes one number at a time on a CPU.
+        below = logits < logits.max(axis=-1, keepdims=True)
+        return jnp.where(below, logits.shape[-1], jnp.arange(logits.shape[-1])).min(axis=-1).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / temperature
     if top_k is not None:
         kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
@@ -114,27 +116,36 @@ def _real(value) -> bool:
 # ------------------------------------------------------------------------------------------------------- on the device
 
 
-class Prepared(NamedTuple):
-    """A model split for generation: one layout for the prefill, one for decoding (`prepare`)."""
+class Prepared:
+    """A model split for generation: one layout for the prefill, another for decoding (`prepare`)."""
 
-    config: Any
-    cache_dtype: Any
-    prefill: tuple
-    decode: tuple
+    def __init__(self, model: nnx.Module):
+        self.config, self.cache_dtype = model.config, getattr(model, "cache_dtype", jnp.float32)
+        self.prefill = self._decode = _split(model)
+        self._apart = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
+        self._few = transformer.FEW if self._apart and model.dtype == jnp.bfloat16 else 0
+        self._paired = None
+
+    def decode(self, rows: int) -> tuple[tuple, bool]:
+        """((graph, state) for decode steps of so many rows, whether it is `paired`). Made when first asked for, then kept.
+
+        On a CPU the steps of a Transformer get a layout of their own, which costs the memory of its blocks again:
+        `unstacked`, and for a few rows of bfloat16 `paired`. They say why.
+        """
+        paired = rows <= self._few
+        if self._apart and paired is not self._paired:
+            self._decode = None  # one of the two is in memory, never both
+            model = nnx.merge(*self.prefill)
+            self._decode, self._paired = _split(model.paired() if paired else model.unstacked()), paired
+        return self._decode, paired
 
 
 def prepare(model: nnx.Module) -> Prepared:
     """What `generate` and `stream` make of a model on every call; make it once to generate many times.
 
-    On a CPU the decode steps of a Transformer get a layout of their own, which costs the memory of its blocks again:
-    `model.unstacked` says why. Later changes to the model do not reach what was prepared.
+    Later changes to the model do not reach what was prepared.
     """
-    if isinstance(model, Prepared):
-        return model
-    whole = _split(model)
-    unstack = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
-    cache_dtype = getattr(model, "cache_dtype", jnp.float32)
-    return Prepared(model.config, cache_dtype, whole, _split(model.unstacked()) if unstack else whole)
+    return model if isinstance(model, Prepared) else Prepared(model)
 
 
 def _split(model: nnx.Module) -> tuple:
@@ -178,7 +189,14 @@ def _prefill(graph, state, tokens, lengths, keys, seen, numbers, *, slots, apart
     return new, _State(cache, new, lengths, seen)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "vocabulary", "greedy", "top_k", "top_p"), donate_argnums=2)
+@functools.cache
+def _compiled(paired: bool):
+    """`_decode` as it is compiled, for a layout that is `paired` or for others."""
+    static = ("graph", "vocabulary", "greedy", "top_k", "top_p")
+    options = transformer.few_rows_options() if paired else None
+    return jax.jit(_decode, static_argnames=static, donate_argnums=2, compiler_options=options)
+
+
 def _decode(graph, weights, state, keys, numbers, *, vocabulary, **sampling):
     """CHUNK steps -> new tokens [B, CHUNK], and the state after them."""
     model = nnx.merge(graph, weights)
@@ -334,7 +352,8 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
     static = {"greedy": options.temperature == 0, "top_k": options.top_k, "top_p": options.top_p}
     static["vocabulary"] = tok.n_vocab
     prepared = prepare(model)
-    apart = prepared.decode is not prepared.prefill
+    layout, paired = prepared.decode(len(rows))
+    apart = layout is not prepared.prefill
     new, state = _prefill(*prepared.prefill, tokens, lengths, keys, seen, numbers, slots=slots, apart=apart, **static)
     ends = codec.ends | {int(s) for s in options.stop if _whole(s)}
     texts = [_Row(codec.decoder(), [s for s in options.stop if isinstance(s, str)], ends) for _ in rows]
@@ -348,7 +367,7 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
         yield pieces
         if made >= max_new_tokens or all(text.done for text in texts):
             return
-        new, state = _decode(*prepared.decode, state, keys, numbers, **static)
+        new, state = _compiled(paired)(*layout, state, keys, numbers, **static)
         chunk = np.array(new)
 
 
