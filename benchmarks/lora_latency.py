@@ -14,6 +14,7 @@ uses the layout that `generate` uses. "merged_same" is a second merged model: ho
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from utils import generate, hub, lora, minigpt, weights
+from utils import generate, hub, lora, minigpt, transformer, weights
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
@@ -68,10 +69,10 @@ def forward(model, tokens, repeats: int):
 
 def decode(model, context: int, batch: int, steps: int):
     """A function that makes `steps` decode steps on the device, greedily, and returns the seconds of one."""
-    graph, state = generate.prepare(model).decode
+    (graph, state), paired = generate.prepare(model).decode(batch)
     start = context - steps
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=transformer.few_rows_options() if paired else None)
     def run(state, cache, first):
         model = nnx.merge(graph, state)
 

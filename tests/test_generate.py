@@ -352,6 +352,40 @@ def test_prepared_equals_not_prepared_and_does_not_follow_the_model(name):
     assert speak(name, model=ready) == expected != speak(name, model=made)
 
 
+def test_a_few_rows_of_bfloat16_are_decoded_in_pairs_many_are_not_and_one_layout_is_kept():
+    ready = generate.prepare(checkpoints.model("llama-tied", "bfloat16"))
+    few, paired = ready.decode(1)
+    assert paired and ready.decode(8)[0] is few
+    many, paired = ready.decode(9)
+    assert not paired and ready.decode(100)[0] is many
+    kinds = [{leaf.dtype.name for leaf in jax.tree.leaves(state)} for _, state in (few, many)]
+    assert "uint32" in kinds[0] and "uint32" not in kinds[1]
+    assert not generate.prepare(checkpoints.model("llama-tied")).decode(1)[1]  # float32: a product of XLA's
+    prompts = [ASKED["llama-tied"][i % 2] for i in range(9)]
+    together = speak("llama-tied", prompts, model=ready)
+    assert len(together) == 9 and speak("llama-tied", prompts[:2], model=ready)[0]
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_weights_in_pairs_are_not_taken_apart_before_the_loop_of_steps(rows):
+    """XLA would make float32 copies of all of them in front of the loop: twice the bytes to read, in each step."""
+    (graph, state), paired = generate.prepare(checkpoints.model("llama-tied", "bfloat16")).decode(rows)
+    cache = generate.nnx.merge(graph, state).new_cache(rows, 8)
+    zeros = jnp.zeros(rows, jnp.int32)
+    keys = jax.random.split(jax.random.key(0), rows)
+    numbers = {"temperature": np.float32(1), "penalty": np.float32(1)}
+    options = dict(vocabulary=150, greedy=True, top_k=None, top_p=None)
+    first = generate._State(cache, zeros, zeros, None)
+    program = generate._compiled(paired).lower(graph, state, first, keys, numbers, **options).compile()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.uint32)
+    assert program.memory_analysis().temp_size_in_bytes < weights
+
+
+def test_greedy_takes_the_first_of_the_largest():
+    logits = jnp.array([[0, 3, 3, 1], [-jnp.inf, -jnp.inf, -2, -jnp.inf], [5, 1, 5, 5]], jnp.float32)
+    assert generate.sample(logits, None, greedy=True).tolist() == [1, 2, 0] == logits.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_the_layout_for_decoding_gives_the_same_logits(name):
     made = checkpoints.model(name)

@@ -80,6 +80,44 @@ def test_packed_sequences_equal_separate_ones(name, restart):
     assert np.abs(found - run(made, packed))[:, 5:16].max() > 0.1
 
 
+@pytest.mark.parametrize("options", [None, "quick"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 17])
+def test_few_rows_multiply_as_a_product_does(rows, options):
+    keys = jax.random.split(jax.random.key(rows))
+    x, weight = jax.random.normal(keys[0], (rows, 96)), jax.random.normal(keys[1], (40, 96), jnp.bfloat16)
+    multiply = jax.jit(transformer.linear, compiler_options=options and transformer.few_rows_options())
+    found = multiply(x, transformer.pairs(weight))
+    wanted = np.asarray(x.astype(jnp.bfloat16), np.float64) @ np.asarray(weight, np.float64).T
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    np.testing.assert_allclose(multiply(x[None], transformer.pairs(weight))[0], wanted, atol=2e-5)
+
+
+def test_pairs_hold_every_number_once_infinite_ones_too():
+    numbers = jnp.array([[1.5, -0.0, jnp.inf, -2.25, 3e38, 1e-39]], jnp.bfloat16)
+    words = np.asarray(transformer.pairs(numbers))
+    halves = np.concatenate([words << 16, words & 0xFFFF0000], axis=-1).view(np.float32)
+    np.testing.assert_array_equal(halves, np.asarray(numbers, np.float32))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paired_the_model_takes_the_steps_that_it_takes_unstacked(name):
+    made, tokens = model(name, "bfloat16"), reference(name)["tokens"]
+    lora.inject(
+        made, rank=2, targets=("q_proj", "down_proj"), rngs=nnx.Rngs(0)
+    )  # an adapter stays beside what is paired
+    found = {}
+    for layout in ("unstacked", "paired"):
+        each = getattr(made, layout)()
+        cache = each.new_cache(2, 16)
+        assert each.dtype == jnp.bfloat16
+        for t in range(3):
+            logits, cache = run(each, tokens[:, t : t + 1], np.full((2, 1), t), cache)
+        found[layout] = np.asarray(logits)
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(each))]
+    assert kinds.count(np.uint32) >= 3 * made.config.layers
+    np.testing.assert_allclose(found["paired"], found["unstacked"], atol=0.02 * np.abs(found["unstacked"]).max())
+
+
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_unstacked_equals_training_stacked(dtype, remat):

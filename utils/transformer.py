@@ -509,6 +509,22 @@ class Attention(nnx.Module):
         return self.o_proj(y.reshape(*y.shape[:2], -1))
 
 
+@jax.custom_vjp
+def swiglu(gate_up: Float[Array, "... 2*F"]) -> Float[Array, "... F"]:
+    """silu(gate) * up of the two side by side, in fewer passes over memory than JAX's own derivative makes of it."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
+
+
+def _swiglu_backward(gate_up, g):
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    s = jax.nn.sigmoid(gate)
+    return (jnp.concatenate([g * up * s * (1 + gate * (1 - s)), g * gate * s], axis=-1),)
+
+
+swiglu.defvjp(lambda gate_up: (swiglu(gate_up), gate_up), _swiglu_backward)
+
+
 class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020): the gate decides, feature by feature, how much of `up` goes on to `down`."""
 
@@ -520,9 +536,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if hasattr(self, "gate_up_proj"):
-            gate, up = jnp.split(self.gate_up_proj(x), 2, axis=-1)
-        else:
-            gate, up = self.gate_proj(x), self.up_proj(x)
+            return self.down_proj(swiglu(self.gate_up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(constrain(jax.nn.silu(gate) * up, "fsdp", None, "tp"))
 
 
@@ -582,7 +597,9 @@ class Decoder(nnx.Module):
         if step:
             slots = (cache.k[0] if isinstance(cache.k, tuple) else cache.k).shape[-1]
             # Looked up, for the same reason: what is computed from `positions` is computed again in every layer.
-            cos, sin = (table[0].at[positions].get(mode="clip") for table in rope_tables(jnp.arange(slots)[None], self.config))
+            cos, sin = (
+                table[0].at[positions].get(mode="clip") for table in rope_tables(jnp.arange(slots)[None], self.config)
+            )
             # A token sees the slots up to its own position: later ones are empty, or a longer prompt's padding.
             mask = jnp.arange(slots) <= positions[:, :, None]
         else:
