@@ -4,14 +4,15 @@
 
 Prints JSON lines, the summary last. Batch 4 x 128 tokens, rank 8 on q_proj and v_proj, AdamW on the adapter, the base
 frozen, in float32 and with a bfloat16 base (adapters stay float32 on both sides: PEFT's default). Each side has a process of
-its own; all take turns within a round, and so does one large matrix product of each dtype: the machine's own speed. Nothing
-else should run.
+its own; all take turns within a round, some steps in a row at each turn as in training, and so does one large matrix
+product of each dtype: the machine's own speed. Nothing else should run.
 
 `of_matrix_speed` counts the operations that this step cannot avoid: 4 per weight and token in matrix products (forward,
 and the gradient of the activations; the frozen weights need none), and three passes of attention over the whole square.
 """
 
 import argparse
+import functools
 import statistics
 import sys
 from pathlib import Path
@@ -85,9 +86,15 @@ def necessary_flops(config: transformer.Config, context: int) -> int:
     return 2 * (transformer.flops_per_token(config, context) - attention) + 3 * attention
 
 
+def repeat(run, times: int) -> None:
+    for _ in range(times):
+        run()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="steps at each turn")
     parser.add_argument("--model", default=hub.SMOLLM2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--context", type=int, default=128)
@@ -110,13 +117,20 @@ def main() -> None:
     for key, step in sides.items():
         if key[0] != "matrix":
             first[key] = step()  # compiles, and both sides should start from the same loss
-    found = take_turns(sides, args.rounds)
+    found = take_turns({key: functools.partial(repeat, run, args.steps) for key, run in sides.items()}, args.rounds)
     for key in first:
         last[key] = sides[key]()
 
     tokens, needed = args.batch * args.context, necessary_flops(config, args.context)
+    found = {key: [t / args.steps for t in times] for key, times in found.items()}
     speed = {dtype: flops[dtype] / statistics.median(found["matrix", dtype]) for dtype in args.dtypes}
-    shape = {"batch": [args.batch, args.context], "rank": args.rank, "targets": TARGETS, "rounds": args.rounds}
+    shape = {
+        "batch": [args.batch, args.context],
+        "rank": args.rank,
+        "targets": TARGETS,
+        "rounds": args.rounds,
+        "steps": args.steps,
+    }
     summary = {}
     for (side, dtype), times in found.items():
         if side == "matrix":
