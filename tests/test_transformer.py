@@ -102,9 +102,8 @@ def test_pairs_hold_every_number_once_infinite_ones_too():
 @pytest.mark.parametrize("name", NAMES)
 def test_paired_the_model_takes_the_steps_that_it_takes_unstacked(name):
     made, tokens = model(name, "bfloat16"), reference(name)["tokens"]
-    lora.inject(
-        made, rank=2, targets=("q_proj", "down_proj"), rngs=nnx.Rngs(0)
-    )  # an adapter stays beside what is paired
+    # An adapter stays beside what is paired.
+    lora.inject(made, rank=2, targets=("q_proj", "down_proj"), rngs=nnx.Rngs(0))
     found = {}
     for layout in ("unstacked", "paired"):
         each = getattr(made, layout)()

@@ -364,7 +364,7 @@ def attend(
     return jnp.einsum("BKGTH->BTKGH", y).reshape(B, T, N, H).astype(q.dtype)
 
 
-FEW = 8  # rows that `few_rows` multiplies in one pass over the weights
+FEW = 8  # rows up to which `few_rows` was quicker than `product`, on two cores with AVX-512: at 12 it was slower
 
 
 def few_rows_options() -> dict | None:
@@ -395,10 +395,8 @@ def few_rows(x: Float[Array, "N in"], weight: UInt32[Array, "out in/2"]) -> Floa
 
     XLA's library for matrix products (YNNPACK) rearranges the whole of W before it multiplies, every time: three quarters
     of the time when there are few rows to multiply with. This is one loop over W in the order in which it lies: each word
-    is read once, and serves up to `FEW` rows. For compiled programs with `few_rows_options()`.
+    is read once, and serves all rows, which should be at most `FEW`. For programs compiled with `few_rows_options()`.
     """
-    if len(x) > FEW:
-        return jnp.concatenate([few_rows(x[i : i + FEW], weight) for i in range(0, len(x), FEW)])
     # Tied together, so that in a loop of steps the halves of W are not taken apart, as float32, before the loop.
     words, weight = jax.lax.optimization_barrier((pairs(x.astype(jnp.bfloat16)), weight))
     low, high = _halves(weight)
@@ -413,9 +411,11 @@ def few_rows(x: Float[Array, "N in"], weight: UInt32[Array, "out in/2"]) -> Floa
 def linear(x: Float[Array, "... in"], weight: Array) -> Float[Array, "... out"]:
     """W x for every x, with W [out, in] or its `pairs`. See `product` for the dtypes."""
     rows = x.reshape(-1, x.shape[-1])
-    if weight.dtype == jnp.uint32:
-        return few_rows(rows, weight).reshape(*x.shape[:-1], -1)
     n = len(rows)
+    if weight.dtype == jnp.uint32:
+        if n <= FEW:
+            return few_rows(rows, weight).reshape(*x.shape[:-1], -1)
+        weight = jnp.concatenate(_halves(weight), axis=-1).astype(jnp.bfloat16)
     if n == 1 and weight.dtype == jnp.bfloat16 and on_cpu():
         # XLA has no bfloat16 routine for a matrix and one vector, and would make a float32 copy of the matrix at each step.
         rows = jnp.concatenate([rows, rows])
@@ -768,7 +768,10 @@ class Transformer(nnx.Module):
         return copy
 
     def paired(self) -> "Transformer":
-        """`unstacked`, with bfloat16 matrices as `pairs`: laid out for steps of up to `FEW` rows on a CPU."""
+        """`unstacked`, with bfloat16 matrices as `pairs`: laid out for steps of up to `FEW` rows on a CPU.
+
+        Costs the memory of the output layer again, too.
+        """
         copy = self.unstacked()
         for _, module in nnx.iter_modules(copy):
             weight = getattr(module, "weight", None)
