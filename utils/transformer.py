@@ -377,11 +377,8 @@ def few_rows_options() -> dict | None:
 
 def pairs(numbers: BFloat16[Array, "... in"]) -> UInt32[Array, "... in/2"]:
     """bfloat16 numbers two by two in 32-bit words: number i is the lower half of word i, number i + in/2 the upper."""
-    bits = jax.lax.bitcast_convert_type(numbers, jnp.uint16).astype(jnp.uint32)
-    bits = bits.reshape(*bits.shape[:-1], 2, -1)
-    # Written as a sum because XLA computes a sum once. A simpler expression it would fuse into each of its uses, and
-    # `few_rows` uses a row as often as there are outputs.
-    return (bits * jnp.array([[1], [1 << 16]], jnp.uint32)).sum(axis=-2, dtype=jnp.uint32)
+    low, high = jnp.split(jax.lax.bitcast_convert_type(numbers, jnp.uint16).astype(jnp.uint32), 2, axis=-1)
+    return low | high << 16
 
 
 def _halves(words: UInt32[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
