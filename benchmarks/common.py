@@ -11,7 +11,7 @@ from importlib import metadata
 
 import jax
 
-from utils import transformer
+from utils import kernels
 
 
 def version(package: str) -> str | None:
@@ -93,5 +93,5 @@ def matrix_product(dtype, size: int):
     Asked for as the model asks (`transformer.product`): for bfloat16 that is the faster way on a CPU.
     """
     a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
-    run = jax.jit(lambda a, b: transformer.product("Ni,io->No", a, b))
+    run = jax.jit(lambda a, b: kernels.mixed_precision_einsum("Ni,io->No", a, b))
     return lambda: run(a, b).block_until_ready(), 2 * size**3

@@ -45,14 +45,14 @@ def compile_step(layers: int, like: str, batch: int, context: int, dtype: str) -
     from tools.make_random_checkpoint import LIKE
     from utils import lora, losses, train, transformer
 
-    config = dataclasses.replace(LIKE[like], layers=layers)
+    config = dataclasses.replace(LIKE[like], num_hidden_layers=layers)
 
     def made():
         model = transformer.Transformer(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
-        return lora.inject(model, rank=16, alpha=32, targets=TARGETS, rngs=nnx.Rngs(1))
+        return lora.inject(model, rank=16, alpha=32, target_modules=TARGETS, rngs=nnx.Rngs(1))
 
     model = nnx.eval_shape(made)
-    model.model.remat = True
+    model.model.gradient_checkpointing = True
 
     def loss_fn(model, batch, key):
         hidden, _ = model.hidden(batch["inputs"])
@@ -100,27 +100,27 @@ def main() -> None:
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(compile_step(args.child, args.like, args.batch, args.context, args.dtype)))
+        print(json.dumps(compile_step(args.child, args.like, args.batch_size, args.context, args.dtype)))
         return
     from common import has, report
 
-    from utils import hub
+    from utils.hf import hub
 
-    found = {layers: [] for layers in args.layers}
-    options = ["--like", args.like, "--batch", str(args.batch), "--context", str(args.context), "--dtype", args.dtype]
+    found = {layers: [] for layers in args.num_hidden_layers}
+    options = ["--like", args.like, "--batch", str(args.batch_size), "--context", str(args.context), "--dtype", args.dtype]
     for _ in range(args.rounds):
         for layers, rows in found.items():
             command = [sys.executable, __file__, "--child", str(layers), *options]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout.splitlines()[-1]))
     total = {}
-    shape = {"like": args.like, "batch": [args.batch, args.context], "dtype": args.dtype, "rounds": args.rounds}
+    shape = {"like": args.like, "batch": [args.batch_size, args.context], "dtype": args.dtype, "rounds": args.rounds}
     for layers, rows in found.items():
         row = {
             name: round(statistics.median(r[name] for r in rows), 3) for name in ("trace_seconds", "compile_seconds")
         }
         total[layers] = sum(row.values())
-        report(benchmark="compile", layers=layers, **row, temporary_bytes=rows[0]["temporary_bytes"], **shape)
+        report(benchmark="compile", num_hidden_layers=layers, **row, temporary_bytes=rows[0]["temporary_bytes"], **shape)
 
     folder = str(hub.model(args.model or hub.SMOLLM2))
     ours = [
@@ -146,10 +146,10 @@ def main() -> None:
                 seconds[side].append(taken)
     for side, times in seconds.items():
         report(benchmark="first_token", side=side, seconds=round(statistics.median(times), 3), model=Path(folder).name)
-    most, least = max(args.layers), min(args.layers)
+    most, least = max(args.num_hidden_layers), min(args.num_hidden_layers)
     report(
         benchmark="summary",
-        layers=[least, most],
+        num_hidden_layers=[least, most],
         seconds=[round(total[least], 3), round(total[most], 3)],
         ratio=round(total[most] / total[least], 3),
         first_token_seconds={side: round(statistics.median(times), 3) for side, times in seconds.items()},

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from common import Apart, has, report, take_turns
 
-from utils import generate, hub, transformer, weights
+from utils import generate, transformer
+from utils.hf import hub, weights
 
 DTYPES = ("float32", "bfloat16")
 QUESTIONS = (
@@ -94,7 +95,7 @@ def main() -> None:
     tok = hub.tokenizer(path)
     config = transformer.Config.from_hf(path)
     counts = transformer.count_parameters(config)
-    size = counts["total"] - (0 if config.tied else counts["embed_tokens"])  # what each step reads of the weights
+    size = counts["total"] - (0 if config.tie_word_embeddings else counts["embed_tokens"])  # what each step reads of the weights
     read, read_bytes = bandwidth()
     summary = {}
     for batch in args.batches:

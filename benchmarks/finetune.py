@@ -22,7 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # and the script's
 import numpy as np
 from common import Apart, has, ratio, report, take_turns
 
-from utils import finetune, hub, problems, profile, sft
+from utils.commands import finetune
+from utils.commands.options import Finetune
+from utils.data import problems, sft
+from utils.hf import hub
+from utils.kernels import cpu
 
 
 class Gated:
@@ -45,28 +49,29 @@ class Gated:
 
 def ours(path, options: dict):
     """[one update of `train.fit`, one compiled step]; each returns how many tokens of examples it saw."""
-    profile.keep_memory()
+    cpu.keep_memory()
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
-    from utils import lora, train, weights
+    from utils import lora, train
+    from utils.hf import weights
 
-    config = finetune.Config(model=str(path), data="arithmetic", output="unused", dtype="bfloat16", **options)
+    config = Finetune(model=str(path), data="arithmetic", output="unused", dtype="bfloat16", **options)
     _, rows, _, _ = finetune.prepare(config)
     model = weights.load(path, dtype=config.dtype)
-    lora.inject(model, rank=config.rank, alpha=config.alpha, targets=config.targets, rngs=nnx.Rngs(0))
+    lora.inject(model, rank=config.rank, alpha=config.alpha, target_modules=config.target_modules, rngs=nnx.Rngs(0))
     model = finetune.for_training(model)
-    loss, tx, steps = finetune.loss_fn(config.chunk), finetune.optimizer(config, 10_000), 10_000
+    loss, tx, steps = finetune.loss_fn(config.loss_chunk_size), finetune.optimizer(config, 10_000), 10_000
     seen = {}
 
     def noting(batches, name):
         while True:
             batch = next(batches)
-            seen[name] = int((batch["segments"] > 0).sum())
+            seen[name] = int((batch["segment_ids"] > 0).sum())
             yield batch
 
-    gate = Gated(noting(sft.batches(rows, config.batch), "fit"))
+    gate = Gated(noting(sft.batches(rows, config.batch_size), "fit"))
     how = dict(steps=steps, wrt=nnx.LoRAParam, log_every=1, progress=True)
     threading.Thread(target=lambda: train.fit(nnx.clone(model), gate, loss, tx, **how), daemon=True).start()
 
@@ -75,7 +80,7 @@ def ours(path, options: dict):
     step_fn, key, stream = (
         train.make_step(graph, loss, tx),
         jax.random.key(0),
-        noting(sft.batches(rows, config.batch), "step"),
+        noting(sft.batches(rows, config.batch_size), "step"),
     )
 
     def fit() -> int:
@@ -97,7 +102,7 @@ def peers(path, options: dict):
     import transformers
 
     tok = hub.tokenizer(path)
-    examples = sft.within(sft.tokenise(problems.load("arithmetic", "train", options["limit"]), tok), options["window"])
+    examples = sft.within(sft.tokenise(problems.load("arithmetic", "train", options["limit"]), tok), options["max_seq_length"])
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     linear = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     model = peft.get_peft_model(model, linear).train()
@@ -108,7 +113,7 @@ def peers(path, options: dict):
     def step() -> int:
         chosen = [examples.example(i) for i in rng.integers(0, len(examples), size)]
         longest = max(len(ids) for ids, _ in chosen)
-        ids, labels = np.full((size, longest), tok.eos_id), np.full((size, longest), -100)
+        ids, labels = np.full((size, longest), tok.eos_token_id), np.full((size, longest), -100)
         mask = np.zeros((size, longest), np.int64)
         for row, (tokens, prompt) in enumerate(chosen):
             ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
@@ -133,7 +138,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=400)
     args = parser.parse_args()
     path = hub.model(args.model)
-    options = dict(window=args.window, batch=args.batch, limit=args.limit, held_out=0)
+    options = dict(max_seq_length=args.max_seq_length, batch_size=args.batch_size, limit=args.limit, held_out=0)
     mine = Apart(ours, path, options)
     tokens: dict[str, list[int]] = {}
 
@@ -145,8 +150,8 @@ def main() -> None:
         sides["torch_peft"] = counting("torch_peft", Apart(peers, path, options | {"examples": args.examples}).run)
     found = take_turns(sides, args.rounds, warm_up=2)
     shape = {
-        "window": args.window,
-        "batch": args.batch,
+        "max_seq_length": args.max_seq_length,
+        "batch": args.batch_size,
         "peer_examples": args.examples,
         "rounds": args.rounds,
         "dtype": "bfloat16",

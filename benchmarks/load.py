@@ -77,7 +77,7 @@ def prepare(side: str, folder: Path, dtype: str | None):
     elif side == "ours":
         import jax
 
-        from utils import weights
+        from utils.hf import weights
 
         jax.devices()  # starts the runtime
 

@@ -31,24 +31,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from utils import generate, hub, lora, minigpt, transformer, weights
+from utils import generate, lora, minigpt
+from utils.course import pretrained
+from utils.hf import hub, weights
+from utils.kernels import cpu
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
 
 def load(model: str | None) -> nnx.Module:
     """The kept MiniGPT, or a checkpoint by its path or repository."""
-    return minigpt.load() if model is None else weights.load(hub.model(model))
+    return pretrained.load() if model is None else weights.load(hub.model(model))
 
 
 def adapted(model: nnx.Module, rank: int, targets: list[str]) -> nnx.Module:
     """The model with an adapter that changes something."""
-    lora.inject(model, rank=rank, alpha=2 * rank, targets=targets, rngs=nnx.Rngs(0))
+    lora.inject(model, rank=rank, alpha=2 * rank, target_modules=targets, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     state = lora.adapter(model)
     for arrays in state.values():
         arrays["lora_B"] = rng.normal(0, 0.01, arrays["lora_B"].shape).astype(np.float32)
-    lora.swap(model, state)
+    lora.set_adapter(model, state)
     return model
 
 
@@ -72,7 +75,7 @@ def decode(model, context: int, batch: int, steps: int):
     (graph, state), paired = generate.prepare(model).decode(batch)
     start = context - steps
 
-    @functools.partial(jax.jit, compiler_options=transformer.few_rows_options() if paired else None)
+    @functools.partial(jax.jit, compiler_options=cpu.compiler_options() if paired else None)
     def run(state, cache, first):
         model = nnx.merge(graph, state)
 
@@ -138,24 +141,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64, help="decode steps per turn")
     args = parser.parse_args()
     base, *others = (load(args.model) for _ in range(4))
-    unmerged, merged, same = (adapted(model, args.rank, args.targets) for model in others)
+    unmerged, merged, same = (adapted(model, args.rank, args.target_modules) for model in others)
     lora.merge(merged)
     lora.merge(same)
     models = {"base": base, "unmerged": unmerged, "merged": merged, "merged_same": same}
     T = args.context
     rng = np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, base.config.vocab_size, (args.batch, T)), jnp.int32)
+    tokens = jnp.asarray(rng.integers(0, base.config.vocab_size, (args.batch_size, T)), jnp.int32)
 
     runs = {name: forward(model, tokens, args.repeats) for name, model in models.items()}
     gap = float(jnp.abs(runs["merged"][1] - runs["unmerged"][1]).max())
     change = float(jnp.abs(runs["unmerged"][1] - runs["base"][1]).max())
     found = {"forward": compare({name: timed for name, (timed, _) in runs.items()}, args.rounds)}
-    shape = {"batch": args.batch, "context": T, "rank": args.rank, "width": base.config.width, "rounds": args.rounds}
-    shape |= {"model": args.model or "minigpt", "targets": args.targets, "dtype": str(_dtype(base))}
+    shape = {"batch": args.batch_size, "context": T, "rank": args.rank, "width": base.config.hidden_size, "rounds": args.rounds}
+    shape |= {"model": args.model or "minigpt", "targets": args.target_modules, "dtype": str(_dtype(base))}
     for name, row in found["forward"].items():
-        tokens_per_s = round(args.batch * T / (row["milliseconds"] / 1e3))
+        tokens_per_s = round(args.batch_size * T / (row["milliseconds"] / 1e3))
         report(benchmark="forward", side=name, tokens_per_s=tokens_per_s, **row, **shape)
-    for batch in (1, args.batch):
+    for batch in (1, args.batch_size):
         key = f"decode_batch_{batch}"
         found[key] = compare({name: decode(model, T, batch, args.steps) for name, model in models.items()}, args.rounds)
         for name, row in found[key].items():

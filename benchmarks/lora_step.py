@@ -26,7 +26,9 @@ import optax
 from common import Apart, has, matrix_product, ratio, report, take_turns
 from flax import nnx
 
-from utils import hub, lora, losses, profile, train, transformer, weights
+from utils import lora, losses, train, transformer
+from utils.hf import hub, weights
+from utils.kernels import cpu
 
 TARGETS = ("q_proj", "v_proj")
 DTYPES = ("float32", "bfloat16")
@@ -34,9 +36,9 @@ DTYPES = ("float32", "bfloat16")
 
 def ours(path, dtype: str, rank: int, inputs, targets):
     """[a function that makes one step and returns its loss]."""
-    profile.keep_memory()  # slower for the peer, so only here: 543 tokens/s instead of 610 in bfloat16
+    cpu.keep_memory()  # slower for the peer, so only here: 543 tokens/s instead of 610 in bfloat16
     model = weights.load(path, dtype=dtype)
-    lora.inject(model, rank=rank, alpha=2 * rank, targets=TARGETS, rngs=nnx.Rngs(0))
+    lora.inject(model, rank=rank, alpha=2 * rank, target_modules=TARGETS, rngs=nnx.Rngs(0))
     if dtype == "bfloat16":
         model = model.unstacked()
 
@@ -82,7 +84,7 @@ def peers(path, dtype: str, rank: int, inputs, targets):
 
 def necessary_flops(config: transformer.Config, context: int) -> int:
     """Per token: 2 x 2 for each weight in a matrix product, 3 x 2 x 2 x context for each query feature of a layer."""
-    attention = 2 * 2 * context * config.layers * config.heads * config.head_size
+    attention = 2 * 2 * context * config.num_hidden_layers * config.num_attention_heads * config.head_dim
     return 2 * (transformer.flops_per_token(config, context) - attention) + 3 * attention
 
 
@@ -104,7 +106,7 @@ def main() -> None:
     args = parser.parse_args()
     path = hub.model(args.model)
     config = transformer.Config.from_hf(path)
-    text = np.random.default_rng(0).integers(0, config.vocab_size, (args.batch, args.context + 1))
+    text = np.random.default_rng(0).integers(0, config.vocab_size, (args.batch_size, args.context + 1))
     inputs, targets = text[:, :-1].astype(np.int32), text[:, 1:].astype(np.int32)
 
     sides, first, flops, last = {}, {}, {}, {}
@@ -121,11 +123,11 @@ def main() -> None:
     for key in first:
         last[key] = sides[key]()
 
-    tokens, needed = args.batch * args.context, necessary_flops(config, args.context)
+    tokens, needed = args.batch_size * args.context, necessary_flops(config, args.context)
     found = {key: [t / args.steps for t in times] for key, times in found.items()}
     speed = {dtype: flops[dtype] / statistics.median(found["matrix", dtype]) for dtype in args.dtypes}
     shape = {
-        "batch": [args.batch, args.context],
+        "batch": [args.batch_size, args.context],
         "rank": args.rank,
         "targets": TARGETS,
         "rounds": args.rounds,

@@ -30,7 +30,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from utils import data, hub, lora, losses, minigpt, train
+from utils import lora, losses, minigpt, train
+from utils.data import corpus, packing, tokenizer
 
 VOCAB, CONTEXT, WIDTH, BLOCKS, HEADS, BATCH, RANK = 50_257, 256, 256, 4, 8, 8, 128
 
@@ -81,10 +82,10 @@ def tutorial(batch):
 
 
 def ours(batch, chunk: int):
-    config = minigpt.Config(vocab_size=VOCAB, context=CONTEXT, width=WIDTH, layers=BLOCKS, heads=HEADS, mlp_width=WIDTH)
+    config = minigpt.Config(vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=HEADS, intermediate_size=WIDTH)
     model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
     targets = ("up_proj", "down_proj", "lm_head")
-    lora.inject(model, rank=RANK, alpha=RANK, targets=targets, rngs=nnx.Rngs(1))
+    lora.inject(model, rank=RANK, alpha=RANK, target_modules=targets, rngs=nnx.Rngs(1))
 
     def loss_fn(model, batch, key):
         hidden, _ = model.hidden(batch["inputs"])
@@ -154,15 +155,15 @@ def main() -> None:
             **shape,
         )
 
-    tok = hub.tokenizer("stories2048")
-    rows = data.encode(data.load_stories("train", limit=5000).texts, tok)
+    tok = tokenizer.get("stories2048")
+    rows = corpus.encode(corpus.load_stories("train", limit=5000).texts, tok)
     course = {}
     for config, size in (
         (minigpt.Config(), 4),
-        (minigpt.Config(context=256), 2),
-        (minigpt.Config(context=256, width=144, layers=4, mlp_width=576), 4),
+        (minigpt.Config(max_position_embeddings=256), 2),
+        (minigpt.Config(max_position_embeddings=256, hidden_size=144, num_hidden_layers=4, intermediate_size=576), 4),
     ):
-        batches = data.batches(rows, config.context, size, eot=tok.eot_token)
+        batches = packing.batches(rows, config.max_position_embeddings, size, eot=tok.eot_token)
         model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
         tx = train.optimizer(train.schedule(2e-3, 1000))
         step = stepper(model, next(batches), train.next_token_loss, tx, nnx.Param)
@@ -172,9 +173,9 @@ def main() -> None:
         begun = time.perf_counter()
         for _ in range(many):
             next(batches)
-        pipeline = many * size * config.context / (time.perf_counter() - begun)
-        training = size * config.context / per_step
-        name = f"{config.width}x{config.layers} context {config.context} batch {size}"
+        pipeline = many * size * config.max_position_embeddings / (time.perf_counter() - begun)
+        training = size * config.max_position_embeddings / per_step
+        name = f"{config.hidden_size}x{config.num_hidden_layers} context {config.max_position_embeddings} batch {size}"
         course[name] = {
             "tokens_per_s": round(training),
             "pipeline_tokens_per_s": round(pipeline),
@@ -183,12 +184,12 @@ def main() -> None:
         report(benchmark="course_shape", shape=name, dtype="float32", **course[name])
 
     for context in (128, 256):
-        for pack in (data.pad_rows, data.concat_then_split, data.best_fit):
+        for pack in (packing.pad_rows, packing.concat_then_split, packing.best_fit):
             packed = pack(rows, context, eot=tok.eot_token)
             report(
                 benchmark="packing",
                 packing=pack.__name__,
-                context=context,
+                max_position_embeddings=context,
                 wasted=round(packed.wasted, 5),
                 dropped=round(packed.dropped, 5),
             )

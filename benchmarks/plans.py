@@ -21,31 +21,32 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import plan, transformer
+from utils import transformer
+from utils.commands import plan
 
 RESULTS = Path(__file__).parent / "results" / "plans.jsonl"
-_QWEN = dict(architecture="qwen2", context=131072, rope_theta=1e4, norm_eps=1e-6, tied=False, qkv_bias=True)
-_LLAMA = dict(architecture="llama", head_size=128, context=131072, rope_theta=5e5, norm_eps=1e-5, tied=False)
+_QWEN = dict(model_type="qwen2", max_position_embeddings=131072, rope_theta=1e4, rms_norm_eps=1e-6, tie_word_embeddings=False, attention_bias=True)
+_LLAMA = dict(model_type="llama", head_dim=128, max_position_embeddings=131072, rope_theta=5e5, rms_norm_eps=1e-5, tie_word_embeddings=False)
 # From each repository's config.json. Llama 3's stretched RoPE is left out: it changes no size.
 MODELS = {
     "DeepSeek-R1-Distill-Qwen-1.5B": transformer.Config(
-        **_QWEN, vocab_size=151936, width=1536, layers=28, heads=12, kv_heads=2, head_size=128, mlp_width=8960
+        **_QWEN, vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2, head_dim=128, intermediate_size=8960
     ),
     "DeepSeek-R1-Distill-Qwen-7B": transformer.Config(
-        **_QWEN, vocab_size=152064, width=3584, layers=28, heads=28, kv_heads=4, head_size=128, mlp_width=18944
+        **_QWEN, vocab_size=152064, hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4, head_dim=128, intermediate_size=18944
     ),
     "DeepSeek-R1-Distill-Llama-8B": transformer.Config(
-        **_LLAMA, vocab_size=128256, width=4096, layers=32, heads=32, kv_heads=8, mlp_width=14336, qkv_bias=False
+        **_LLAMA, vocab_size=128256, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, attention_bias=False
     ),
     "DeepSeek-R1-Distill-Qwen-14B": transformer.Config(
-        **_QWEN, vocab_size=152064, width=5120, layers=48, heads=40, kv_heads=8, head_size=128, mlp_width=13824
+        **_QWEN, vocab_size=152064, hidden_size=5120, num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8, head_dim=128, intermediate_size=13824
     ),
     "DeepSeek-R1-Distill-Qwen-32B": transformer.Config(
-        **_QWEN, vocab_size=152064, width=5120, layers=64, heads=40, kv_heads=8, head_size=128, mlp_width=27648
+        **_QWEN, vocab_size=152064, hidden_size=5120, num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8, head_dim=128, intermediate_size=27648
     ),
     "SmolLM2-135M": transformer.Config(
-        "llama", vocab_size=49152, width=576, layers=30, heads=9, kv_heads=3, head_size=64, mlp_width=1536,
-        context=8192, rope_theta=1e5, norm_eps=1e-5, tied=True, qkv_bias=False,
+        "llama", vocab_size=49152, hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, head_dim=64, intermediate_size=1536,
+        max_position_embeddings=8192, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True, attention_bias=False,
     ),
 }  # fmt: skip
 R1, R1_7B, LLAMA, SMOLLM2 = (next(n for n in MODELS if n.endswith(end)) for end in ("1.5B", "n-7B", "8B", "135M"))
@@ -62,18 +63,18 @@ def settings() -> list[dict]:
         ("v6e-8", 2, 16, 4096), ("v5p-8", 2, 8, 4096), ("v5e-4", 2, 8, 2048), ("v5e-4", 1, 4, 512), ("v2-8", 1, 16, 1024),
     ]  # fmt: skip
     made = [
-        dict(model=R1, topology=name, tp=tp, batch=batch, seq=seq, rank=16, remat=True) for name, tp, batch, seq in rows
+        dict(model=R1, topology=name, tp=tp, batch_size=batch, seq_len=seq, rank=16, gradient_checkpointing=True) for name, tp, batch, seq in rows
     ]
     plain, v5e8 = made[0], made[1]
-    bare = [plain | dict(remat=False), plain | dict(batch=8, remat=False), v5e8 | dict(batch=8, seq=1024, remat=False)]
-    bare += [v5e8 | dict(batch=64, remat=False)]  # far from fitting: said at once
-    bare += [v5e8 | dict(model=model, batch=64, seq=1024, remat=False) for model in (R1_7B, LLAMA)]
+    bare = [plain | dict(gradient_checkpointing=False), plain | dict(batch_size=8, gradient_checkpointing=False), v5e8 | dict(batch_size=8, seq_len=1024, gradient_checkpointing=False)]
+    bare += [v5e8 | dict(batch_size=64, gradient_checkpointing=False)]  # far from fitting: said at once
+    bare += [v5e8 | dict(model=model, batch_size=64, seq_len=1024, gradient_checkpointing=False) for model in (R1_7B, LLAMA)]
     others = [
-        v5e8 | dict(model=R1_7B, batch=8),
-        v5e8 | dict(model=LLAMA, batch=8, seq=1024),
+        v5e8 | dict(model=R1_7B, batch_size=8),
+        v5e8 | dict(model=LLAMA, batch_size=8, seq_len=1024),
         plain | dict(model=SMOLLM2),
     ]
-    others += [plain | dict(rank=64), plain | dict(model=SMOLLM2, batch=8, seq=2048)]
+    others += [plain | dict(rank=64), plain | dict(model=SMOLLM2, batch_size=8, seq_len=2048)]
     return made[:2] + bare[:2] + made[2:10] + others[:1] + made[10:15] + others[1:] + made[15:] + bare[2:]
 
 

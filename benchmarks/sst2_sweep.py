@@ -33,7 +33,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from utils import data, hub, lora, train, weights
+from utils import lora, train
+from utils.data import corpus
+from utils.hf import hub, weights
 
 RESULTS = Path(__file__).parent / "results" / "sst2_sweep.jsonl"
 PROMPT, WORDS = "Review: {}\nSentiment:", (" negative", " positive")
@@ -41,7 +43,7 @@ CONTEXT, BATCH, STEPS, SHORTEST, HELD_OUT = 24, 8, 60, 8, 400  # SHORTEST: words
 QV, ATTENTION = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 
-LORA = dict(method="lora", rank=8, alpha=16, targets=QV, layers="all", variant="plain", learning_rate=3e-3, seed=0)
+LORA = dict(method="lora", rank=8, alpha=16, target_modules=QV, num_hidden_layers="all", variant="plain", learning_rate=3e-3, seed=0)
 FULL = dict(method="full", learning_rate=3e-5, seed=0)
 ZERO_SHOT = dict(method="zero-shot")
 
@@ -52,8 +54,8 @@ def settings() -> list[dict]:
     rates += [FULL | dict(learning_rate=rate) for rate in (1e-4, 1e-5, 3e-4)]
     # alpha grows with the rank, so that the scale stays 2 and the rank alone differs; but for the last of these
     changes = [dict(rank=rank, alpha=2 * rank) for rank in (1, 64, 2, 4, 16)] + [dict(rank=64)]
-    changes += [dict(targets=targets) for targets in (ATTENTION + MLP, MLP, ATTENTION)]
-    changes += [dict(layers=layers) for layers in ("first", "last")]
+    changes += [dict(target_modules=targets) for targets in (ATTENTION + MLP, MLP, ATTENTION)]
+    changes += [dict(num_hidden_layers=layers) for layers in ("first", "last")]
     # LoRA+ multiplies B's rate by 16: A's has to come down for it, or B's is far beyond what any run here survives.
     changes += [dict(variant="rslora"), dict(variant="lora+", learning_rate=3e-4), dict(variant="dora")]
     pairs = [setting | dict(seed=seed) for seed in (0, 1) for setting in (LORA, FULL)]
@@ -148,7 +150,7 @@ class DoRALinear(lora.LoRALinear):
         changed = self.base.weight[...].astype(jnp.float32) + self.delta()
         norm = jax.lax.stop_gradient(jnp.linalg.norm(changed, axis=-1))
         y = self.base(x)
-        return (self.magnitude[...] / norm).astype(y.dtype) * (y + self.change(x).astype(y.dtype))
+        return (self.magnitude[...] / norm).astype(y.dtype) * (y + self.lora_delta(x).astype(y.dtype))
 
 
 def build(setting: dict) -> tuple[nnx.Module, optax.GradientTransformation, object]:
@@ -158,15 +160,15 @@ def build(setting: dict) -> tuple[nnx.Module, optax.GradientTransformation, obje
         rate = train.schedule(setting["learning_rate"], STEPS)
         return model, train.optimizer(rate, weight_decay=0.0), nnx.Param
     model = weights.load(hub.SMOLLM2, dtype=jnp.bfloat16)
-    depth = model.config.layers
+    depth = model.config.num_hidden_layers
     layers = {"all": None, "first": list(range(depth // 2)), "last": list(range(depth // 2, depth))}
     lora.inject(
         model,
         rank=setting["rank"],
         alpha=setting["alpha"],
-        targets=setting["targets"],
+        target_modules=setting["targets"],
         layers=layers[setting["layers"]],
-        rank_stabilised=setting["variant"] == "rslora",
+        use_rslora=setting["variant"] == "rslora",
         rngs=nnx.Rngs(setting["seed"]),
     )
     if setting["variant"] == "dora":
@@ -226,10 +228,10 @@ def main() -> None:
     words = tuple(tok.encode(word)[0] for word in WORDS)
     if any(len(tok.encode(word)) != 1 for word in WORDS):
         raise SystemExit(f"{WORDS}: expected words of one token each in this vocabulary")
-    long_enough = [row for row in data.load_sst2("train") if len(row[0].split()) >= SHORTEST]
+    long_enough = [row for row in corpus.load_sst2("train") if len(row[0].split()) >= SHORTEST]
     order = np.random.default_rng(0).permutation(len(long_enough))[:6000]  # more than any run reads
     training = [row for row in encode(tok, [long_enough[i] for i in order]) if len(row[0]) <= CONTEXT]
-    held_out = encode(tok, data.load_sst2("validation")[:HELD_OUT])
+    held_out = encode(tok, corpus.load_sst2("validation")[:HELD_OUT])
     done = [json.loads(line)["setting"] for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     left = [setting for setting in settings() if setting not in done]
     for number, setting in enumerate(left, start=1):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import hub
+from utils.hf import hub
 
 
 @pytest.fixture(scope="session")

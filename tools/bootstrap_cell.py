@@ -31,6 +31,6 @@ import utils
 if getattr(utils, "COURSE", None) != "@NAME@":
     raise SystemExit(f"Another package named utils is already imported ({utils.__file__}): restart the kernel")
 if hosted:
-    from utils.hosted import install_missing
+    from utils.course.colab import install_missing
 
     install_missing(Path(root) / "requirements-colab.txt")

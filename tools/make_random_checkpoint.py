@@ -11,43 +11,44 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import CourseError, weights
+from utils import CourseError
+from utils.hf import weights
 from utils.transformer import Config
 
 R1 = Config(  # deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
-    architecture="qwen2",
+    model_type="qwen2",
     vocab_size=151_936,
-    width=1536,
-    layers=28,
-    heads=12,
-    kv_heads=2,
-    head_size=128,
-    mlp_width=8960,
-    context=131_072,
+    hidden_size=1536,
+    num_hidden_layers=28,
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    head_dim=128,
+    intermediate_size=8960,
+    max_position_embeddings=131_072,
     rope_theta=10_000.0,
-    norm_eps=1e-6,
-    tied=False,
-    qkv_bias=True,
-    bos_id=151_643,
-    eos_ids=(151_643,),
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
+    attention_bias=True,
+    bos_token_id=151_643,
+    eos_token_id=(151_643,),
     dtype="bfloat16",
 )
 SMOLLM2 = Config(  # HuggingFaceTB/SmolLM2-135M-Instruct
-    architecture="llama",
+    model_type="llama",
     vocab_size=49_152,
-    width=576,
-    layers=30,
-    heads=9,
-    kv_heads=3,
-    head_size=64,
-    mlp_width=1536,
-    context=8192,
+    hidden_size=576,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    intermediate_size=1536,
+    max_position_embeddings=8192,
     rope_theta=100_000.0,
-    norm_eps=1e-5,
-    tied=True,
-    qkv_bias=False,
-    bos_id=1,
-    eos_ids=(2,),
+    rms_norm_eps=1e-5,
+    tie_word_embeddings=True,
+    attention_bias=False,
+    bos_token_id=1,
+    eos_token_id=(2,),
     dtype="bfloat16",
 )
 LIKE = {"R1": R1, "SmolLM2": SMOLLM2}

@@ -25,7 +25,8 @@ from jax.sharding import PartitionSpec as P
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from utils import hlo, sharding  # noqa: E402
+from utils import sharding
+from utils.commands import hlo  # noqa: E402
 
 OUT = ROOT / "book" / "_static" / "widgets" / "sharding-painter.json"
 BATCH, IN, OUTPUTS = 256, 64, 128

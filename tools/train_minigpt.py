@@ -24,7 +24,10 @@ import optax
 from flax import nnx
 from jax.tree_util import keystr, tree_map_with_path
 
-from utils import data, evaluate, hub, minigpt, train
+from utils import checkpoints, minigpt, train
+from utils.course import pretrained
+from utils.data import corpus, packing, tokenizer
+from utils.evaluation import perplexity
 
 
 def muon(learning_rate, weight_decay: float, clip: float = 1.0) -> optax.GradientTransformation:
@@ -47,7 +50,7 @@ def muon(learning_rate, weight_decay: float, clip: float = 1.0) -> optax.Gradien
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", required=True, help="where checkpoints go, outside the repository")
-    parser.add_argument("--out", default=minigpt.KEPT, help="where the weights go")
+    parser.add_argument("--out", default=pretrained.MINIGPT, help="where the weights go")
     parser.add_argument("--steps", type=int, default=16_000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--context", type=int, default=256)
@@ -57,41 +60,41 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     args = parser.parse_args()
 
-    tok = hub.tokenizer("stories2048")
-    stories, held_out = data.load_stories("train"), data.load_stories("validation")
-    rows = data.encode(stories.texts, tok)
+    tok = tokenizer.get("stories2048")
+    stories, held_out = corpus.load_stories("train"), corpus.load_stories("validation")
+    rows = corpus.encode(stories.texts, tok)
     config = minigpt.Config(
         vocab_size=tok.n_vocab,
-        context=args.context,
-        width=args.width,
-        layers=args.layers,
-        mlp_width=4 * args.width,
+        max_position_embeddings=args.context,
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        intermediate_size=4 * args.hidden_size,
     )
     model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
     print(f"{minigpt.count_parameters(config)['total']:,} parameters", flush=True)
     history = train.fit(
         model,
-        data.batches(rows, config.context, args.batch_size, eot=tok.eot_token),
+        packing.batches(rows, config.max_position_embeddings, args.batch_size, eot=tok.eot_token),
         train.next_token_loss,
         muon(train.schedule(args.learning_rate, args.steps), args.weight_decay),
         steps=args.steps,
         directory=args.directory,
         save_every=1000,
-        evaluate=lambda m: evaluate.bits_per_character(m, tok, held_out.texts[:100]).bits_per_character,
+        evaluate=lambda m: perplexity.bits_per_character(m, tok, held_out.texts[:100]).bits_per_character,
         evaluate_every=2000,
     )
     print(history.evaluations)
-    minigpt.save(model, Path(args.directory) / "float16", dtype=np.float16)
-    model = minigpt.load(Path(args.directory) / "float16")  # score what is kept: the rounded weights
-    score = evaluate.bits_per_character(model, tok, held_out.texts)
-    tokens = args.steps * args.batch_size * config.context
+    checkpoints.save_weights(model, Path(args.directory) / "float16", dtype=np.float16)
+    model = pretrained.load(Path(args.directory) / "float16")  # score what is kept: the rounded weights
+    score = perplexity.bits_per_character(model, tok, held_out.texts)
+    tokens = args.steps * args.batch_size * config.max_position_embeddings
     provenance = {
         "made_by": "tools/train_minigpt.py",
         "data": f"TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0), {len(rows):,} stories",
         "tokens": tokens,
         "epochs": round(tokens / sum(len(row) + 1 for row in rows), 2),
         "steps": args.steps,
-        "batch": [args.batch_size, config.context],
+        "batch": [args.batch_size, config.max_position_embeddings],
         "optimizer": f"Muon and AdamW, peak {args.learning_rate}, weight decay {args.weight_decay}",
         "seconds": round(history.seconds),
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
@@ -108,7 +111,7 @@ def main() -> None:
         },
         "licence": "weights Apache-2.0; trained on TinyStories, CDLA-Sharing-1.0",
     }
-    minigpt.save(model, args.out, dtype=np.float16, provenance=provenance)
+    checkpoints.save_weights(model, args.out, dtype=np.float16, provenance=provenance)
     print(provenance)
 
 

@@ -16,7 +16,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from utils import CourseError, finetune
+from utils import CourseError
+from utils.commands import finetune
+from utils.commands.options import Finetune
 from utils.generate import Options
 
 
@@ -52,14 +54,15 @@ class Generate:
         if self.max_new_tokens < 1:
             raise CourseError(f"--max-new-tokens: expected at least 1, found {self.max_new_tokens}")
         # Imported late: `--help` and a wrong flag should not wait for jax.
-        from utils import generate, hub, lora, weights
+        from utils import generate, lora
+        from utils.hf import hub, peft, weights
 
         with contextlib.redirect_stdout(sys.stderr):
             path = hub.model(self.model)
             tok = hub.tokenizer(path)
             model = weights.load(path, dtype=self.dtype)
             if self.adapter is not None:
-                lora.merge(lora.load_adapter(model, self.adapter))
+                lora.merge(peft.load(model, self.adapter))
         prompts = list(self.prompt)
         if self.chat:
             system = [] if self.system is None else [{"role": "system", "content": self.system}]
@@ -82,7 +85,7 @@ class Generate:
 class Finetune:
     """Fine-tune a model with LoRA; the same command continues a run that was stopped."""
 
-    config: tyro.conf.OmitArgPrefixes[finetune.Config]
+    config: tyro.conf.OmitArgPrefixes[Finetune]
     json: bool = False
     """print what came out as JSON"""
 
@@ -136,11 +139,14 @@ class Evaluate:
         Options(**sampling)
         if self.save is not None and not Path(self.save).absolute().parent.is_dir():
             raise CourseError(f"--save: expected a file in a folder that is there, found {self.save}")
-        from utils import evaluate, hub, lora, peft_format, problems, weights
+        from utils import lora
+        from utils.data import problems
+        from utils.evaluation import exact_match
+        from utils.hf import hub, peft, weights
 
         with contextlib.redirect_stdout(sys.stderr):
             if self.adapter is not None:
-                peft_format.read_adapter(
+                peft.read(
                     self.adapter
                 )  # what is wrong with it should be said before the model is loaded
             asked = problems.load(self.data, self.split, self.limit, self.template)
@@ -152,12 +158,12 @@ class Evaluate:
                 "chat": self.chat,
             } | sampling
             if self.adapter is None:
-                result = evaluate.exact_match(model, tok, asked, **options)
+                result = exact_match.evaluate(model, tok, asked, **options)
             else:
-                result = evaluate.compare(lora.load_adapter(model, self.adapter), tok, asked, **options)
+                result = exact_match.compare(peft.load(model, self.adapter), tok, asked, **options)
             if self.save is not None:
-                evaluate.save(self.save, asked, result)
-        print(json.dumps(result.summary(), indent=1) if self.json else evaluate.table(result))
+                exact_match.save(self.save, asked, result)
+        print(json.dumps(result.summary(), indent=1) if self.json else exact_match.table(result))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +193,8 @@ class Plan:
     """print the numbers as JSON"""
 
     def run(self) -> None:
-        from utils import plan, transformer
+        from utils import transformer
+        from utils.commands import plan
 
         config = transformer.Config.from_hf(self.model)
         asked = dataclasses.asdict(self)
@@ -209,7 +216,7 @@ class Mirror:
     """only what the profiles smoke and cpu read (about 300 MB)"""
 
     def run(self) -> None:
-        from utils import mirror
+        from utils.hf import mirror
 
         if status := mirror.main(["--mirror", self.to, *["--small"] * self.small]):
             raise SystemExit(status)

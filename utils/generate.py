@@ -27,7 +27,8 @@ import tiktoken
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from utils import CourseError, transformer
+from utils import CourseError
+from utils.kernels import cpu
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # decode steps per call of the device
@@ -123,7 +124,7 @@ class Prepared:
         self.config, self.cache_dtype = model.config, getattr(model, "cache_dtype", jnp.float32)
         self.prefill = self._decode = _split(model)
         self._apart = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
-        self._few = transformer.FEW if self._apart and model.dtype == jnp.bfloat16 else 0
+        self._few = cpu.SMALL_BATCH if self._apart and model.dtype == jnp.bfloat16 else 0
         self._paired = None
 
     def decode(self, rows: int) -> tuple[tuple, bool]:
@@ -193,7 +194,7 @@ def _prefill(graph, state, tokens, lengths, keys, seen, numbers, *, slots, apart
 def _compiled(paired: bool):
     """`_decode` as it is compiled, for a layout that is `paired` or for others."""
     static = ("graph", "vocabulary", "greedy", "top_k", "top_p")
-    options = transformer.few_rows_options() if paired else None
+    options = cpu.compiler_options() if paired else None
     return jax.jit(_decode, static_argnames=static, donate_argnums=2, compiler_options=options)
 
 
@@ -292,8 +293,8 @@ def cache_bytes(config, batch: int, slots: int, dtype=jnp.bfloat16) -> int:
 
     Generation states it before the cache is made, at level INFO of the logger `utils.generate`.
     """
-    heads = getattr(config, "kv_heads", config.heads)
-    return 2 * config.layers * batch * slots * heads * config.head_size * jnp.dtype(dtype).itemsize
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return 2 * config.num_hidden_layers * batch * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 
 def _up(n: int, context: int) -> int:
@@ -315,7 +316,7 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise CourseError(f"prompts: expected a list of at least one text, found {prompts!r:.60}")
     config = model.config
-    context, codec = config.context, _Codec(tok, config.vocab_size)
+    context, codec = config.max_position_embeddings, _Codec(tok, config.vocab_size)
     rows = [codec.encode(prompt) for prompt in prompts]
     if not all(rows):
         raise CourseError(f"prompts: expected some text in each, found {prompts[rows.index([])]!r}: it has no token")

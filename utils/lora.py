@@ -31,7 +31,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from utils import CourseError, transformer
+from utils import CourseError, kernels, transformer
 
 LINEAR = (nnx.Linear, transformer.Linear)
 TABLE = (nnx.Embed, transformer.Embed)
@@ -115,7 +115,7 @@ class Adapter(nnx.Module):
         if self.dropout and hasattr(self, "key"):
             keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
-        linear = transformer.linear
+        linear = kernels.linear
         return linear(self.scale[...].astype(x.dtype) * linear(x, self.lora_A[...]), self.lora_B[...])
 
     def delta(self) -> Float[Array, "*L out in"]:
@@ -143,7 +143,7 @@ class LoRALinear(Adapter):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = self.base(x)
-        return y + self.change(x).astype(y.dtype) if self.active and not self.merged else y
+        return y + self.lora_delta(x).astype(y.dtype) if self.active and not self.merged else y
 
 
 class LoRATiedHead(Adapter):
@@ -158,7 +158,7 @@ class LoRATiedHead(Adapter):
 
     def attend(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         y = self.base.attend(x)
-        return y + self.change(x).astype(y.dtype) if self.active else y
+        return y + self.lora_delta(x).astype(y.dtype) if self.active else y
 
     def __getattr__(self, name):  # `dtype`, `num_embeddings`: what a model asks of its embedding
         if name in ("dtype", "num_embeddings", "features_out"):
@@ -259,7 +259,7 @@ def inject(
         if not hits:
             raise CourseError(f"targets: {pattern!r} matches no linear layer; {_closest(pattern, candidates)}")
         chosen |= hits
-    options = dict(rank=rank, alpha=alpha, layers=layers, rank_stabilised=rank_stabilised, dropout=dropout, rngs=rngs)
+    options = dict(rank=rank, alpha=alpha, num_hidden_layers=layers, use_rslora=rank_stabilised, dropout=dropout, rngs=rngs)
     made = []
     for path, (parent, name, module) in chosen.items():
         try:
@@ -489,4 +489,4 @@ def parameters(features: tuple[int, int], rank: int) -> int:
 
 
 # Files are a matter of their own; they belong to this module's names. (At the end: that module imports this one.)
-from utils.peft_format import load_adapter, save_adapter  # noqa: E402, F401
+from utils.hf.peft import load, save  # noqa: E402, F401

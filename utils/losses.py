@@ -16,8 +16,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from utils.sharding import constrain, gather
-from utils.transformer import on_cpu
+from utils.sharding import all_gather, constrain
+from utils.kernels import on_cpu
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

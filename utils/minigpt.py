@@ -51,12 +51,12 @@ class Config:
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, int) or value < 1:
                 raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
-        if self.width % self.heads:
-            raise CourseError(f"width: expected a multiple of heads ({self.heads}), found {self.width}")
+        if self.width % self.num_attention_heads:
+            raise CourseError(f"width: expected a multiple of heads ({self.num_attention_heads}), found {self.width}")
 
     @property
     def head_size(self) -> int:
-        return self.width // self.heads
+        return self.width // self.num_attention_heads
 
 
 class Cache(NamedTuple):
@@ -83,8 +83,8 @@ class Attention(nnx.Module):
     """Causal self-attention: each token takes a weighted average of the values of the tokens up to itself."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        D = config.width
-        self.heads = config.heads
+        D = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
         self.q_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.k_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.v_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
@@ -94,7 +94,7 @@ class Attention(nnx.Module):
         """Returns [B, T, D], and the layer's cache (k, v) [B, S, N, H] when one was given."""
         B, T, D = x.shape
         q, k, v = (
-            proj(x).reshape(B, T, self.heads, D // self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(x).reshape(B, T, self.num_attention_heads, D // self.num_attention_heads) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if cache is None:
             mask = jnp.tril(jnp.ones((T, T), bool))
@@ -112,7 +112,7 @@ class MLP(nnx.Module):
     """Widen, bend, narrow: D -> F -> D, for each token alone."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        D, F = config.width, config.mlp_width
+        D, F = config.hidden_size, config.intermediate_size
         self.up_proj = nnx.Linear(D, F, use_bias=False, dtype=dtype, rngs=rngs)
         self.down_proj = nnx.Linear(F, D, use_bias=False, kernel_init=_residual_init(config), dtype=dtype, rngs=rngs)
 
@@ -124,7 +124,7 @@ class Block(nnx.Module):
     """One transformer block: each sublayer reads a normalised copy of x and adds its answer to x."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        D = config.width
+        D = config.hidden_size
         self.input_layernorm = nnx.LayerNorm(D, use_bias=False, dtype=dtype, rngs=rngs)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
         self.post_attention_layernorm = nnx.LayerNorm(D, use_bias=False, dtype=dtype, rngs=rngs)
@@ -143,11 +143,11 @@ class MiniGPT(nnx.Module):
         self.config = config
         # Small embeddings make small logits, hence an almost uniform first guess: a loss of ln V.
         small = nnx.initializers.normal(0.02)
-        V, T, D = config.vocab_size, config.context, config.width
+        V, T, D = config.vocab_size, config.max_position_embeddings, config.hidden_size
         self.embed_tokens = nnx.Embed(V, D, embedding_init=small, dtype=dtype, rngs=rngs)
         self.embed_positions = nnx.Embed(T, D, embedding_init=small, dtype=dtype, rngs=rngs)
 
-        @nnx.split_rngs(splits=config.layers)
+        @nnx.split_rngs(splits=config.num_hidden_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
             return Block(config, dtype=dtype, rngs=rngs)
@@ -157,9 +157,9 @@ class MiniGPT(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None):
         """Everything but the output layer: [B, T, D], and the cache when one was given."""
-        if tokens.shape[1] > self.config.context:
+        if tokens.shape[1] > self.config.max_position_embeddings:
             raise CourseError(
-                f"tokens: expected at most {self.config.context} a row (the model's context), "
+                f"tokens: expected at most {self.config.max_position_embeddings} a row (the model's context), "
                 f"found {tokens.shape[1]}: shorten the text, or train a model with a longer context"
             )
         if positions is None:
@@ -171,7 +171,7 @@ class MiniGPT(nnx.Module):
             layer, layer_cache = layer_and_cache
             return nnx.merge(graph, layer)(x, positions, layer_cache)
 
-        x, cache = jax.lax.scan(block, x, (layers, cache), unroll=min(UNROLL, self.config.layers))
+        x, cache = jax.lax.scan(block, x, (layers, cache), unroll=min(UNROLL, self.config.num_hidden_layers))
         return self.norm(x), cache if cache is None else Cache(*cache)
 
     def __call__(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None):
@@ -186,25 +186,25 @@ class MiniGPT(nnx.Module):
     def new_cache(self, batch_size: int, slots: int | None = None) -> Cache:
         """An empty KV cache for `batch_size` rows of `slots` tokens (the whole context by default)."""
         c = self.config
-        shape = (c.layers, batch_size, slots or c.context, c.heads, c.head_size)
+        shape = (c.num_hidden_layers, batch_size, slots or c.max_position_embeddings, c.num_attention_heads, c.head_dim)
         dtype = self.embed_tokens.dtype or jnp.float32
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
 def _residual_init(config: Config):
     """What 2 L sublayers add to the residual stream should stay small: GPT-2 shrinks it by sqrt(2 L)."""
-    return nnx.initializers.normal(0.04 / math.sqrt(2 * config.layers))
+    return nnx.initializers.normal(0.04 / math.sqrt(2 * config.num_hidden_layers))
 
 
 def count_parameters(config: Config) -> dict[str, int]:
     """Parameters by place, from the sizes alone: nothing is allocated. The output layer is tied, so it costs none."""
     c = config
     counts = {
-        "embed_tokens": c.vocab_size * c.width,
-        "embed_positions": c.context * c.width,
-        "attention": c.layers * 4 * c.width**2,
-        "mlp": c.layers * 2 * c.width * c.mlp_width,
-        "norms": (2 * c.layers + 1) * c.width,
+        "embed_tokens": c.vocab_size * c.hidden_size,
+        "embed_positions": c.max_position_embeddings * c.hidden_size,
+        "attention": c.num_hidden_layers * 4 * c.hidden_size**2,
+        "mlp": c.num_hidden_layers * 2 * c.hidden_size * c.intermediate_size,
+        "norms": (2 * c.num_hidden_layers + 1) * c.hidden_size,
     }
     return counts | {"total": sum(counts.values())}
 
@@ -215,9 +215,9 @@ def flops_per_token(config: Config, context: int | None = None) -> int:
     Training costs three times this: one forward, and two products backward for each forward one. Attention is counted
     as computed, over the whole T x T square (half of it is masked away).
     """
-    c, T = config, context or config.context
-    weights = c.layers * (4 * c.width**2 + 2 * c.width * c.mlp_width) + c.vocab_size * c.width
-    attention = c.layers * 2 * T * c.width  # scores and weighted average
+    c, T = config, context or config.max_position_embeddings
+    weights = c.num_hidden_layers * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size) + c.vocab_size * c.hidden_size
+    attention = c.num_hidden_layers * 2 * T * c.hidden_size  # scores and weighted average
     return 2 * (weights + attention)
 
 

@@ -98,8 +98,8 @@ def check(config, *, fsdp: int = 1, tp: int = 1) -> None:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise CourseError(f"{axis}: expected a whole number of at least 1, found {count!r}")
     c = config
-    split = {"heads": (c.heads, tp), "mlp_width": (c.mlp_width, tp), "vocab_size": (c.vocab_size, tp)}
-    for name, (size, count) in (split | {"width": (c.width, fsdp)}).items():
+    split = {"heads": (c.num_attention_heads, tp), "intermediate_size": (c.intermediate_size, tp), "vocab_size": (c.vocab_size, tp)}
+    for name, (size, count) in (split | {"width": (c.hidden_size, fsdp)}).items():
         axis = "fsdp" if name == "width" else "tp"
         if size % count:
             fitting = [n for n in range(1, count) if size % n == 0][-4:]
@@ -123,7 +123,7 @@ def shardings(tree: Any, mesh: Mesh, config=None, rules: Rules | None = None, pr
 
     An optimiser keeps its moments under the names of the parameters they belong to, so the same rules find them.
     """
-    rules, kv_heads = rules or Rules(), getattr(config, "kv_heads", None)
+    rules, kv_heads = rules or Rules(), getattr(config, "num_key_value_heads", None)
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: rules.sharding(mesh, prefix + _path(keys), tuple(leaf.shape), kv_heads), tree
     )
@@ -263,7 +263,7 @@ def picture(array: Array | jax.ShapeDtypeStruct, title: str = "Which device hold
 
     `array` is anything with a shape and a sharding; nothing need be allocated to draw a plan.
     """
-    from utils import plot
+    from utils.course import plot
 
     figure, axes = plot.figure(4.8, 3.2)
     found = parts(array)

@@ -116,7 +116,7 @@ def _accumulated(grad: Callable, learnt, batches, key):
 
     def add(total, numbered):
         i, batch = numbered
-        tokens = batch["weights"].sum() if "weights" in batch else jnp.float32(1)
+        tokens = batch["loss_mask"].sum() if "loss_mask" in batch else jnp.float32(1)
         loss, grads = grad(learnt, batch, jax.random.fold_in(key, i))
         return jax.tree.map(
             lambda t, new: t + (tokens * new).astype(t.dtype), total, (loss, grads, jnp.float32(1))
@@ -170,7 +170,7 @@ def fit(
     learnt = jax.tree.map(jnp.copy, learnt)
     carry = (learnt, tx.init(learnt), jnp.array(True))
     if mesh is not None:  # the optimiser's state goes where the parameters are that it belongs to
-        carry = (learnt, *sharding.place(carry[1:], mesh, model.config))
+        carry = (learnt, *sharding.device_put(carry[1:], mesh, model.config))
     history, start = History(), 0
     store = None
     if directory is not None:

@@ -30,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, BFloat16, Bool, Float, Int, UInt32
 
 from utils import CourseError
-from utils.sharding import constrain, gather
+from utils.sharding import all_gather, constrain
 
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
@@ -70,22 +70,22 @@ class Config:
     dtype: str = "float32"  # of the checkpoint
 
     def __post_init__(self):
-        sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_size", "mlp_width", "context")
+        sizes = ("vocab_size", "width", "layers", "heads", "num_key_value_heads", "head_dim", "intermediate_size", "context")
         for name in sizes:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
-        if self.heads % self.kv_heads:
-            raise CourseError(f"heads: expected a multiple of kv_heads ({self.kv_heads}), found {self.heads}")
-        if self.head_size % 2:
-            raise CourseError(f"head_size: expected an even number (RoPE turns pairs), found {self.head_size}")
-        for name in ("rope_theta", "norm_eps"):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise CourseError(f"heads: expected a multiple of kv_heads ({self.num_key_value_heads}), found {self.num_attention_heads}")
+        if self.head_dim % 2:
+            raise CourseError(f"head_size: expected an even number (RoPE turns pairs), found {self.head_dim}")
+        for name in ("rope_theta", "rms_norm_eps"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise CourseError(f"{name}: expected a positive number, found {value!r}")
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise CourseError(f"dtype: expected float32, float16 or bfloat16, found {self.dtype!r}")
-        for name, ids in (("bos_token_id", (self.bos_id or 0,)), ("eos_token_id", self.eos_ids)):
+        for name, ids in (("bos_token_id", (self.bos_token_id or 0,)), ("eos_token_id", self.eos_token_id)):
             if not all(isinstance(i, int) and i >= 0 for i in ids):
                 raise CourseError(f"{name}: expected token ids, found {ids}")
 
@@ -100,7 +100,7 @@ class Config:
             return _from_hf(source)
         path = Path(source)
         if not path.exists():
-            from utils import hub
+            from utils.hf import hub
 
             path = hub.model(str(source), weights=False)
         path = path / "config.json" if path.is_dir() else path
@@ -127,7 +127,7 @@ class Config:
                 "factor": s.factor,
                 "low_freq_factor": s.low_freq_factor,
                 "high_freq_factor": s.high_freq_factor,
-                "original_max_position_embeddings": s.original_context,
+                "original_max_position_embeddings": s.original_max_position_embeddings,
             }
         out = {
             "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[self.architecture]],
@@ -135,23 +135,23 @@ class Config:
             "vocab_size": self.vocab_size,
             "hidden_size": self.width,
             "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_size,
-            "intermediate_size": self.mlp_width,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.context,
             "hidden_act": "silu",
-            "rms_norm_eps": self.norm_eps,
+            "rms_norm_eps": self.rms_norm_eps,
             "rope_theta": self.rope_theta,
             "rope_scaling": rope if self.rope_scaling else None,
             "rope_parameters": rope,
-            "tie_word_embeddings": self.tied,
-            "bos_token_id": self.bos_id,
-            "eos_token_id": self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id[0] if len(self.eos_token_id) == 1 else list(self.eos_token_id) or None,
             "torch_dtype": self.dtype,
         }
         if self.architecture == "llama":
-            out |= {"attention_bias": self.qkv_bias, "mlp_bias": self.mlp_bias}
+            out |= {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
         else:
             out |= {"use_sliding_window": False}
         return out
@@ -205,24 +205,24 @@ def _from_hf(hf: dict) -> Config:
     eos = hf.get("eos_token_id")
     bias = hf.get("attention_bias", False) if kind == "llama" else True
     return Config(
-        architecture=kind,
+        model_type=kind,
         vocab_size=need("vocab_size"),
-        width=width,
-        layers=need("num_hidden_layers"),
-        heads=heads,
-        kv_heads=need("num_key_value_heads", heads),
-        head_size=need("head_dim", width // heads),
-        mlp_width=need("intermediate_size"),
-        context=need("max_position_embeddings"),
+        hidden_size=width,
+        num_hidden_layers=need("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=need("num_key_value_heads", heads),
+        head_dim=need("head_dim", width // heads),
+        intermediate_size=need("intermediate_size"),
+        max_position_embeddings=need("max_position_embeddings"),
         rope_theta=need("rope_theta", rope.get("rope_theta", 10000.0)),
         rope_scaling=_rope_scaling(rope),
-        norm_eps=need("rms_norm_eps"),
-        tied=bool(hf.get("tie_word_embeddings", False)),
-        qkv_bias=bool(bias),
-        o_bias=bool(bias) and kind == "llama",
+        rms_norm_eps=need("rms_norm_eps"),
+        tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        attention_bias=bool(bias),
+        o_proj_bias=bool(bias) and kind == "llama",
         mlp_bias=bool(hf.get("mlp_bias", False)),
-        bos_id=hf.get("bos_token_id"),
-        eos_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        bos_token_id=hf.get("bos_token_id"),
+        eos_token_id=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         dtype=str(hf.get("torch_dtype") or hf.get("dtype") or "float32"),
     )
 
@@ -323,10 +323,10 @@ def rope_tables(
     positions: Int[Array, "B T"], config: Config
 ) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
     """(cos, sin) of each position's angles, one per pair of dimensions: position * theta ** (-2 i / H), in float32."""
-    half = config.head_size // 2
+    half = config.head_dim // 2
     frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if s := config.rope_scaling:
-        turns = s.original_context * frequencies / (2 * math.pi)  # full turns within the original context
+        turns = s.original_max_position_embeddings * frequencies / (2 * math.pi)  # full turns within the original context
         keep = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
         frequencies = frequencies * (keep + (1 - keep) / s.factor)
     angles = positions[..., None].astype(jnp.float32) * frequencies
@@ -480,21 +480,21 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         c = config
-        self.heads, self.kv_heads, self.head_size = c.heads, c.kv_heads, c.head_size
+        self.num_attention_heads, self.num_key_value_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         options = dict(dtype=dtype, rngs=rngs)
-        self.q_proj = Linear(c.width, c.heads * c.head_size, bias=c.qkv_bias, **options)
-        self.k_proj = Linear(c.width, c.kv_heads * c.head_size, bias=c.qkv_bias, **options)
-        self.v_proj = Linear(c.width, c.kv_heads * c.head_size, bias=c.qkv_bias, **options)
-        self.o_proj = Linear(c.heads * c.head_size, c.width, bias=c.o_bias, **options)
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias, **options)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias, **options)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias, **options)
+        self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.o_proj_bias, **options)
 
     def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T _ H"]]:
         """q [B, T, N, H], k and v [B, T, K, H], before the rotation."""
         if hasattr(self, "qkv_proj"):  # one product instead of three: see `unstacked`
-            q, k = self.heads * self.head_size, self.kv_heads * self.head_size
+            q, k = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
             parts = jnp.split(self.qkv_proj(x), [q, q + k], axis=-1)
         else:
             parts = [proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj)]
-        return [constrain(y.reshape(*y.shape[:2], -1, self.head_size), "fsdp", None, "tp", None) for y in parts]
+        return [constrain(y.reshape(*y.shape[:2], -1, self.head_dim), "fsdp", None, "tp", None) for y in parts]
 
     def __call__(self, x: Float[Array, "B T D"], cos, sin, mask, store=None):
         """[B, T, D]. `store(k, v)` keeps the new keys and values and returns those to look at."""
@@ -526,7 +526,7 @@ class MLP(nnx.Module):
     """SwiGLU (Shazeer 2020): the gate decides, feature by feature, how much of `up` goes on to `down`."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        D, F, options = config.width, config.mlp_width, dict(bias=config.mlp_bias, dtype=dtype, rngs=rngs)
+        D, F, options = config.hidden_size, config.intermediate_size, dict(bias=config.mlp_bias, dtype=dtype, rngs=rngs)
         self.gate_proj = Linear(D, F, **options)
         self.up_proj = Linear(D, F, **options)
         self.down_proj = Linear(F, D, **options)
@@ -542,7 +542,7 @@ class Block(nnx.Module):
     """One transformer block: each sublayer reads a normalised copy of x and adds its answer to x."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        D, eps = config.width, config.norm_eps
+        D, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(D, eps, dtype=dtype)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
         self.post_attention_layernorm = RMSNorm(D, eps, dtype=dtype)
@@ -570,16 +570,16 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.config = config
-        self.embed_tokens = Embed(config.vocab_size, config.width, dtype=dtype, rngs=rngs)
+        self.embed_tokens = Embed(config.vocab_size, config.hidden_size, dtype=dtype, rngs=rngs)
 
-        @nnx.split_rngs(splits=config.layers)
+        @nnx.split_rngs(splits=config.num_hidden_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stack(rngs: nnx.Rngs) -> Block:
             return Block(config, dtype=dtype, rngs=rngs)
 
         self.layers = stack(rngs)
-        self.norm = RMSNorm(config.width, config.norm_eps, dtype=dtype)
-        self.remat = False  # True: keep only each block's input for the backward pass and compute the rest again
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
+        self.gradient_checkpointing = False  # True: keep only each block's input for the backward pass and compute the rest again
 
     def __call__(self, tokens, positions=None, cache: Cache | None = None, segments=None, collect: bool = False):
         """(hidden states [B, T, D], cache), or with `collect` the states after each block [L, B, T, D] in its place."""
@@ -640,7 +640,7 @@ class Decoder(nnx.Module):
                     return whole(keys[i], values[i]) if step else narrow(k, v)
 
                 layer = getattr(self.layers, str(i))
-                if self.remat and cache is None:
+                if self.gradient_checkpointing and cache is None:
                     graph, state = nnx.split(layer)
                     again = jax.checkpoint(lambda s, x, graph=graph: nnx.merge(graph, s)(x, cos, sin, mask, narrow))
                     x = again(state, x)
@@ -662,7 +662,7 @@ class Decoder(nnx.Module):
             x = nnx.merge(graph, gather(layer, self.config))(x, cos, sin, mask, narrow if cache is None else store)
             return (x, cache), x if collect else None
 
-        if self.remat:
+        if self.gradient_checkpointing:
             block = jax.checkpoint(block, prevent_cse=False)
         # On a CPU, XLA slices and updates a stack of 16-bit floats by way of a float32 copy of the whole stack, in every
         # iteration. Written out, the loop has no such slices; it takes longer to compile.
@@ -670,8 +670,8 @@ class Decoder(nnx.Module):
         (x, cache), states = jax.lax.scan(
             block,
             (x, cache),
-            (layers, jnp.arange(self.config.layers)),
-            unroll=self.config.layers if written_out else 1,
+            (layers, jnp.arange(self.config.num_hidden_layers)),
+            unroll=self.config.num_hidden_layers if written_out else 1,
         )
         return self.norm(x), states if collect else cache
 
@@ -682,8 +682,8 @@ class Transformer(nnx.Module):
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.model = Decoder(config, dtype=dtype, rngs=rngs)
-        if not config.tied:
-            self.lm_head = Linear(config.width, config.vocab_size, dtype=dtype, rngs=rngs)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, rngs=rngs)
 
     @property
     def dtype(self):
@@ -698,7 +698,7 @@ class Transformer(nnx.Module):
     @property
     def head(self) -> nnx.Module:
         """The output layer: `lm_head`, or the embedding table where they are tied."""
-        return self.model.embed_tokens if self.config.tied else self.lm_head
+        return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def hidden(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None, segments=None):
         """(hidden states [B, T, D], cache).
@@ -707,9 +707,9 @@ class Transformer(nnx.Module):
         their differences alone. With one: no positions means "a prompt, from slot 0 on"; with positions the tokens look
         at the slots up to their own.
         """
-        if tokens.shape[1] > self.config.context:
+        if tokens.shape[1] > self.config.max_position_embeddings:
             raise CourseError(
-                f"tokens: expected at most {self.config.context} a row (the model's context), "
+                f"tokens: expected at most {self.config.max_position_embeddings} a row (the model's context), "
                 f"found {tokens.shape[1]}: shorten the text"
             )
         return self.model(tokens, positions, cache, segments)
@@ -717,7 +717,7 @@ class Transformer(nnx.Module):
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """The output layer, in float32."""
         head = self.head
-        return (head.attend(x) if self.config.tied else head(x)).astype(jnp.float32)
+        return (head.attend(x) if self.config.tie_word_embeddings else head(x)).astype(jnp.float32)
 
     def __call__(self, tokens: Int[Array, "B T"], positions=None, cache: Cache | None = None, segments=None):
         """Logits [B, T, V]; with a cache, the pair (logits, updated cache)."""
@@ -726,16 +726,16 @@ class Transformer(nnx.Module):
 
     def hidden_states(self, tokens: Int[Array, "B T"]) -> Float[Array, "L+1 B T D"]:
         """What transformers calls `output_hidden_states`: the embedding, and x after each block, the last normalised."""
-        last, states = self.model(tokens, collect=True)
+        last, states = self.model(tokens, output_hidden_states=True)
         return jnp.concatenate([self.model.embed_tokens(tokens)[None], states[:-1], last[None]])
 
     def new_cache(self, batch_size: int, slots: int) -> Cache:
         """An empty KV cache for `batch_size` rows of `slots` tokens; `generate.cache_bytes` says how large it is."""
         c, layers, dtype = self.config, self.model.layers, self.cache_dtype
-        shapes = [(batch_size, c.kv_heads, *each) for each in ((c.head_size, slots), (slots, c.head_size))]
+        shapes = [(batch_size, c.num_key_value_heads, *each) for each in ((c.head_dim, slots), (slots, c.head_dim))]
         if isinstance(layers, Unstacked):
-            return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(c.layers)) for shape in shapes))
-        return Cache(*(jnp.zeros((c.layers, *shape), dtype) for shape in shapes))
+            return Cache(*(tuple(jnp.zeros(shape, dtype) for _ in range(c.num_hidden_layers)) for shape in shapes))
+        return Cache(*(jnp.zeros((c.num_hidden_layers, *shape), dtype) for shape in shapes))
 
     def unstacked(self) -> "Transformer":
         """A copy laid out for decoding: layers apart, q-k-v and gate-up each in one matrix.
@@ -747,7 +747,7 @@ class Transformer(nnx.Module):
         """
         graph, stacked = nnx.split(self.model.layers)
         blocks = []
-        for i in range(self.config.layers):
+        for i in range(self.config.num_hidden_layers):
             block = nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], stacked))
             for parent in (block.self_attn, block.mlp):
                 for name, layer in list(vars(parent).items()):
@@ -776,7 +776,7 @@ class Transformer(nnx.Module):
                 continue
             if isinstance(module, Linear):
                 module.weight = Bits(pairs(weight[...]))
-            elif isinstance(module, Embed) and self.config.tied:  # tokens are still looked up in `bits`
+            elif isinstance(module, Embed) and self.config.tie_word_embeddings:  # tokens are still looked up in `bits`
                 module.pairs = Bits(pairs(weight[...]))
         return copy
 
@@ -801,13 +801,13 @@ def _fuse(parent: nnx.Module, names: tuple[str, ...], fused: str) -> None:
 def count_parameters(config: Config) -> dict[str, int]:
     """Parameters by place, from the sizes alone: nothing is allocated."""
     c = config
-    q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     counts = {
-        "embed_tokens": c.vocab_size * c.width,
-        "attention": c.layers * (2 * c.width * (q + kv) + c.qkv_bias * (q + 2 * kv) + c.o_bias * c.width),
-        "mlp": c.layers * (3 * c.width * c.mlp_width + c.mlp_bias * (2 * c.mlp_width + c.width)),
-        "norms": (2 * c.layers + 1) * c.width,
-        "lm_head": 0 if c.tied else c.vocab_size * c.width,
+        "embed_tokens": c.vocab_size * c.hidden_size,
+        "attention": c.num_hidden_layers * (2 * c.hidden_size * (q + kv) + c.attention_bias * (q + 2 * kv) + c.o_proj_bias * c.hidden_size),
+        "mlp": c.num_hidden_layers * (3 * c.hidden_size * c.intermediate_size + c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)),
+        "norms": (2 * c.num_hidden_layers + 1) * c.hidden_size,
+        "lm_head": 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size,
     }
     return counts | {"total": sum(counts.values())}
 
@@ -818,5 +818,5 @@ def flops_per_token(config: Config, context: int) -> int:
     Attention is counted as computed, over the whole T x T square of a `context` of T tokens.
     """
     c, counts = config, count_parameters(config)
-    weights = counts["attention"] + counts["mlp"] + c.vocab_size * c.width
-    return 2 * (weights + c.layers * 2 * context * c.heads * c.head_size)
+    weights = counts["attention"] + counts["mlp"] + c.vocab_size * c.hidden_size
+    return 2 * (weights + c.num_hidden_layers * 2 * context * c.num_attention_heads * c.head_dim)

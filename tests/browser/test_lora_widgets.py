@@ -41,10 +41,10 @@ def in_package(width: int, rank: int, depth: int, targets: list[str]) -> dict[st
 
     from utils import lora, minigpt
 
-    config = minigpt.Config(vocab_size=2048, context=256, width=width, layers=depth, heads=4, mlp_width=4 * width)
+    config = minigpt.Config(vocab_size=2048, max_position_embeddings=256, hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=4 * width)
 
     def make():
-        return lora.inject(minigpt.MiniGPT(config, rngs=nnx.Rngs(0)), rank=rank, targets=targets, rngs=nnx.Rngs(0))
+        return lora.inject(minigpt.MiniGPT(config, rngs=nnx.Rngs(0)), rank=rank, target_modules=targets, rngs=nnx.Rngs(0))
 
     counts = lora.count(nnx.eval_shape(make))
     assert counts.base == minigpt.count_parameters(config)["total"]

@@ -7,8 +7,9 @@ import json
 import pytest
 from conftest import bench_page, opened
 
-from tests.plans import ROWS, asked, config, recording
-from utils import CourseError, plan, sharding
+from tests.helpers.plans import ROWS, asked, config, recording
+from utils import CourseError, sharding
+from utils.commands import plan
 
 pytestmark = pytest.mark.browser
 
@@ -40,9 +41,9 @@ def test_sizes_are_those_of_the_recording(page):
     assert set(models) == set(known)
     for name, sizes in models.items():
         made = known[name]
-        assert sizes == {size: getattr(made, size) for size in sizes} and not (made.o_bias or made.mlp_bias)
+        assert sizes == {size: getattr(made, size) for size in sizes} and not (made.o_proj_bias or made.mlp_bias)
         for fsdp, tp in ((1, 1), (4, 1), (4, 2), (2, 4), (8, 1)):
-            options = dict(batch=16, seq=4096, rank=32, fsdp=fsdp, tp=tp, remat=fsdp > 2)
+            options = dict(batch_size=16, seq_len=4096, rank=32, fsdp=fsdp, tp=tp, gradient_checkpointing=fsdp > 2)
             try:
                 expected = plan.estimate(made, **options)
             except CourseError as refused:
@@ -61,12 +62,12 @@ def test_by_keyboard(page):
     """Tab to a box and type; the verdict, the terms and the refusal follow."""
     root = page.locator(".widget-mesh-planner")
     r1 = config(next(row for row in ROWS if row["setting"]["model"].endswith("Qwen-1.5B")))
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch=16, seq=2048, fsdp=8)
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=16, seq_len=2048, fsdp=8)
     assert root.locator(".planner-verdict").inner_text().startswith("Fits: ")
     chips = root.locator("[data-choice=slice]")
     chips.focus()
     page.keyboard.press("ArrowUp")  # v5e-4
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch=16, seq=2048, fsdp=4)
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=16, seq_len=2048, fsdp=4)
     page.keyboard.press("ArrowUp")  # v5e-1
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
@@ -75,7 +76,7 @@ def test_by_keyboard(page):
     assert root.locator(".planner-limit").is_visible()
     root.locator("[data-choice=remat]").focus()
     page.keyboard.press("Space")
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch=128, seq=2048, remat=False)
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=128, seq_len=2048, gradient_checkpointing=False)
 
 
 def test_refusals_name_the_axis(page):

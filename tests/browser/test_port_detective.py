@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import PAGE, ROOT, bench_page, opened
 
-from tests.detective import separates
+from tests.helpers.detective import separates
 
 pytestmark = pytest.mark.browser
 WIDGETS = Path("book") / "_static" / "widgets"

@@ -76,7 +76,7 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
 @functools.cache
 def encoding():
     """The course's tokenizer."""
-    from utils import tokenizer
+    from utils.data import tokenizer
 
     kept = ROOT / "utils" / "assets" / "stories2048.tiktoken"
     return tokenizer.encoding(tokenizer.load(kept), "stories2048")

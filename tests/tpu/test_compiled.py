@@ -8,7 +8,8 @@ import json
 
 import pytest
 
-from utils import CourseError, plan, transformer
+from utils import CourseError, transformer
+from utils.commands import plan
 from utils.__main__ import main
 
 pytestmark = pytest.mark.tpu
@@ -23,7 +24,7 @@ SMALL = R1 | {"vocab_size": 2048, "hidden_size": 384, "intermediate_size": 512, 
 
 @functools.cache
 def made(topology: str, batch: int, seq: int, tp: int = 1) -> plan.Plan:
-    return plan.compile_for(topology, transformer.Config.from_hf(R1), batch=batch, seq=seq, tp=tp)
+    return plan.compile_for(topology, transformer.Config.from_hf(R1), batch_size=batch, seq_len=seq, tp=tp)
 
 
 def small(topology: str, **options) -> plan.Plan:
@@ -81,13 +82,13 @@ def test_fsdp_gathers_each_weight_twice_and_tp_sums_activations():
 
 
 def test_a_step_that_does_not_fit_is_a_plan_that_says_so():
-    found = plan.compile_for("v5e-1", transformer.Config.from_hf(R1), batch=8, seq=4096, remat=False)
+    found = plan.compile_for("v5e-1", transformer.Config.from_hf(R1), batch_size=8, seq_len=4096, gradient_checkpointing=False)
     assert not found.fits and found.bytes_per_chip["peak"] > found.memory_per_chip
     assert "DOES NOT FIT" in str(found)
 
 
 def test_accumulation_needs_the_memory_of_a_part():
-    whole, parts = small("v5e-4", batch=64, seq=512), small("v5e-4", batch=64, seq=512, accumulate=8)
+    whole, parts = small("v5e-4", batch_size=64, seq_len=512), small("v5e-4", batch_size=64, seq_len=512, gradient_accumulation_steps=8)
     assert parts.bytes_per_chip["temporaries"] < whole.bytes_per_chip["temporaries"] / 2
     assert parts.flops == whole.flops
     assert parts.collectives["all-gather"]["count"] > 4 * whole.collectives["all-gather"]["count"]
@@ -109,7 +110,7 @@ def test_the_command(capfd, tmp_path):
     [
         ("v5e-8", {"tp": 8}, "heads: 12 does not divide over tp=8"),
         ("v5e-8", {"batch": 12}, "batch: 12 rows do not divide over fsdp=8"),
-        ("v5e-8", {"batch": 8, "accumulate": 2}, "batch: 8 rows do not divide over fsdp=8 in 2 parts"),
+        ("v5e-8", {"batch": 8, "gradient_accumulation_steps": 2}, "batch: 8 rows do not divide over fsdp=8 in 2 parts"),
         ("v5e-8", {"tp": 0}, "tp: expected a whole number of at least 1, found 0"),
         ("v5e-8", {"fsdp": 2, "tp": 2}, "mesh: expected fsdp x tp = 8"),
         ("v5e:3x3", {}, "topology: v5e:3x3 is not one that the compiler has"),

@@ -1,0 +1,147 @@
+"""Every exercise of every chapter: the stub is not attempted, the solution passes, wrong answers
+are recognised.
+
+`pytest tests/test_exercises.py -k 4.1` tries one exercise. The first half of the file tests the
+harness on a chapter in miniature.
+"""
+
+import pytest
+
+from tests.helpers import exercises, synthetic
+from utils.course import checks
+
+PAGES = exercises.pages()
+
+
+def _answers():
+    for path in PAGES:
+        page = exercises.read_page(path)
+        wrong = exercises.wrong_answers(page.chapter)
+        for one in page.exercises:
+            yield pytest.param(path, one.id, "stub", ("not attempted", None), id=f"{one.id}-stub")
+            for i, (mistake, _) in enumerate(wrong.get(one.id, [])):
+                yield pytest.param(path, one.id, f"wrong {i}", ("fail", mistake), id=f"{one.id}-{mistake}")
+            yield pytest.param(path, one.id, "solution", ("pass", None), id=f"{one.id}-solution")
+
+
+@pytest.mark.parametrize("path, exercise, which, wanted", list(_answers()))
+def test_exercise(path, exercise, which, wanted):
+    report = exercises.run_page(path)
+    found = report.answers.get(exercise, {}).get(which)
+    if found is None:
+        errors = [cell["error"] for cell in report.cells if cell["error"]]
+        pytest.fail(f"never reached: {errors[0] if errors else report.end}")
+    assert (found["status"], found["mistake"]) == wanted, found["message"]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_answers_are_complete(path):
+    page = exercises.read_page(path)
+    assert _incomplete(page, exercises.wrong_answers(page.chapter), checks.ids(page.chapter)) == []
+
+
+def _incomplete(page, wrong, known) -> list[str]:
+    """What is missing from a chapter's answers: one solution, a check, two different wrong answers
+    for each exercise."""
+    found = []
+    for one in page.exercises:
+        if len(one.solutions) != 1:
+            found.append(f"{one.id}: expected one python block in the solution, found {len(one.solutions)}")
+        if any("check(" in solution for solution in one.solutions):
+            found.append(f"{one.id}: the solution calls the check, which the stub does already")
+        names = {mistake for mistake, _ in wrong.get(one.id, [])} - set(checks.GENERIC)
+        if len(names) < 2:
+            found.append(f"{one.id}: expected two wrong answers with own names, found {sorted(names)}")
+    ids = {one.id for one in page.exercises}
+    found += [f"{one}: has a check and is not on the page" for one in known if one not in ids]
+    found += [f"{one}: is on the page and has no check" for one in ids if one not in known]
+    found += [f"{one}: has wrong answers and is not on the page" for one in wrong if one not in ids]
+    return found
+
+
+# ------------------------------------------------------------------ the harness, on a small chapter
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    path = synthetic.write(folder)
+    return exercises.read_page(path), exercises.run_answers(path, synthetic.WRONG, folder)
+
+
+def test_harness_reads_the_exercises(small):
+    page, _ = small
+    first, second = page.exercises
+    assert (first.id, first.level, first.minutes) == ("99.1", "warm-up", 5)
+    assert first.stub.endswith('check("99.1", bits)') and "ln 2" in first.hint
+    assert len(first.solutions) == 1 and "shrunk_by_ln_two" in first.solutions[0]
+    assert (second.id, second.level, second.minutes) == ("99.2", "core", 10)
+    assert _incomplete(page, synthetic.WRONG, ["99.1", "99.2"]) == []
+
+
+def test_harness_tells_the_answers_apart(small):
+    _, report = small
+    assert report.end == "complete" and not any(cell["error"] for cell in report.cells)
+    said = {
+        (one, which): (found["status"], found["mistake"])
+        for one, answers in report.answers.items()
+        for which, found in answers.items()
+    }
+    assert said == {
+        ("99.1", "stub"): ("not attempted", None),
+        ("99.1", "wrong 0"): ("fail", "nats-not-bits"),
+        ("99.1", "wrong 1"): ("fail", "multiplied"),
+        ("99.1", "solution"): ("pass", None),
+        ("99.2", "stub"): ("not attempted", None),
+        ("99.2", "wrong 0"): ("fail", "every-pair"),
+        ("99.2", "wrong 1"): ("fail", "own-position-left-out"),
+        ("99.2", "solution"): ("pass", None),
+    }
+
+
+def test_harness_sees_figures(small):
+    _, report = small
+    assert [(cell["figures"], cell["alt"]) for cell in report.cells if cell["figures"]] == [(1, "A line that rises.")]
+
+
+def test_harness_notices_what_is_wrong(tmp_path):
+    """A solution that fails, an answer that cannot run, and a cell that needs the answer to an
+    exercise."""
+    chapter = synthetic.CHAPTER.replace("nats / np.log(2)", "nats * 2").replace("range(4)", "range(undefined)")
+    path = synthetic.write(tmp_path, chapter.replace("bits(1.0) is None", "bits(1.0) > 1"))
+    report = exercises.run_answers(path, {"99.1": [("multiplied", "def bits(nats:")]}, tmp_path)
+    assert report.answers["99.1"]["solution"]["mistake"] == "wrong-values"
+    assert report.answers["99.1"]["wrong 0"]["status"] == "raised"
+    assert "SyntaxError" in report.answers["99.1"]["wrong 0"]["message"]
+    assert "NameError" in report.answers["99.2"]["solution"]["message"]
+    assert "TypeError" in report.cells[-1]["error"]
+
+
+def test_harness_survives_a_chapter_that_kills_its_process(tmp_path):
+    chapter = synthetic.CHAPTER.replace("print(1 + 1)", "import os; os._exit(3)")
+    report = exercises.run_answers(synthetic.write(tmp_path, chapter), {}, tmp_path)
+    assert report.end.startswith("status 3") and report.answers == {}
+
+
+@pytest.mark.parametrize(
+    "old, new, complaint",
+    [
+        (":tags: [bootstrap]", ":tags: [other]", "bootstrap"),
+        (", core, 10 minutes.", ", hard, 10 minutes.", "difficulty 'hard'"),
+        (", core, 10 minutes.", ". ", "expected it to begin"),
+        ("<summary>Hint</summary>\n\nPos", "<summary>Help</summary>\n\nPos", "99.2: no hint"),
+        ('check("99.2", pairs)', 'check("99.1", pairs)', "another exercise's check"),
+        (
+            'check("99.2", pairs)',
+            'done = check("99.2", pairs)',
+            "the last line of its cell must be check",
+        ),
+        (":tags: [hide-output]", ":tags: [other]", "shows its output at once"),
+        ("# A small chapter", "# A small chapter", "expected 4 exercises, found 2"),
+        ("# A small chapter", "# A small chapter", "no quiz"),
+    ],
+)
+def test_structure_complaints(tmp_path, old, new, complaint):
+    assert old in synthetic.CHAPTER
+    page = exercises.read_page(synthetic.write(tmp_path, synthetic.CHAPTER.replace(old, new)))
+    assert any(complaint in problem for problem in exercises.problems_of(page)), exercises.problems_of(page)

@@ -1,0 +1,224 @@
+"""Checks of chapter 11: the mask of a conversation, means of parts, cut examples, losses, a chunked loss, a worst case."""
+
+import numpy as np
+
+from utils.course.checks import Mistake, array, call, exercise, expect, expect_close, expect_shape, integers, is_close, normal
+
+
+@exercise("11.1")
+def conversation_weights(learner):
+    turn = ["template", "user", "user", "template", "answer", "answer", "end"]
+    roles = [*turn, "template", "user", "template", "answer", "end"]
+    wanted = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1])
+    kinds = {name: np.array([role == name for role in roles], int) for name in set(roles)}
+    found = call(learner, list(roles))
+    n = len(array(found, "the weights"))
+    expect(n != len(roles), "one-weight-too-many", "this has a weight for each token", "the number of targets: N - 1")
+    expect_close(
+        found,
+        wanted,
+        "the weights",
+        axes="[N - 1]",
+        unlike={
+            "inputs-not-targets": (
+                (kinds["answer"] + kinds["end"])[:-1],
+                "these are the roles of the inputs",
+                "the target at place t, which is token t + 1",
+            ),
+            "end-never-learned": (kinds["answer"][1:], "the ends of the answers are not graded", "the role end"),
+            "user-is-graded": (
+                (1 - kinds["template"])[1:],
+                "the user's words are graded too",
+                "what the model never has to write",
+            ),
+            "everything": (np.ones(11), "every target is graded", "which roles count"),
+            "last-answer-only": (
+                np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]),
+                "only the last answer is graded",
+                "the first answer",
+            ),
+            "upside-down": (1 - wanted, "what should be graded is not, and the other way round", "which roles count"),
+        },
+    )
+    return "All answers and their ends are graded, and nothing else"
+
+
+@exercise("11.2")
+def combined(learner):
+    means, counts = [2.0, 1.0, 0.0], [10, 90, 0]
+    expect_close(
+        call(learner, means, counts),
+        1.1,
+        "the loss of parts with 10, 90 and 0 graded tokens",
+        unlike={
+            "mean-of-means": (1.0, "each part counts alike, whatever it holds", "the counts"),
+            "mean-of-nonempty-means": (1.5, "each part counts alike, whatever it holds", "the counts"),
+            "sum-not-mean": (110.0, "this is the sum of the nats", "the number of all graded tokens"),
+            "divided-by-parts": (110 / 3, "the nats are divided by the number of parts", "the number of graded tokens"),
+        },
+    )
+    expect_close(call(learner, np.array([3.0]), np.array([7])), 3.0, "the loss of one part alone")
+
+
+@exercise("11.3")
+def cut(learner):
+    ids, prompt = list(range(100, 110)) + [2], 4  # 4 tokens of prompt, 6 of answer, and the end
+
+    def of(window: int):
+        # The first call is one whose answer must not be None, so that a stub is seen as one.
+        found = call(learner, list(ids), prompt, window) if window == 50 else learner(list(ids), prompt, window)
+        return None if found is None else array(found, f"the tokens for a window of {window}").astype(int).tolist()
+
+    expect(of(50) == ids, "cuts-what-fits", "an example that fits comes back as it is", "a window of 50")
+    short = of(7)
+    expect(short is not None, "skips-what-can-be-cut", "with a window of 7 there is an answer left", "when it is None")
+    expect(short[-1] != 2, "keeps-the-end", "the cut answer ends in an end-of-text", "where a cut answer does not end")
+    expect(short[:4] == ids[:4], "front-cut-off", "the beginning of the prompt is gone", "which end is cut")
+    expect(
+        short != ids[:7], "one-token-too-few", "a row of 7 inputs has 7 targets, so 8 tokens fit", "inputs and tokens"
+    )
+    expect(short != ids, "not-cut", "this is longer than the window", "the window")
+    expect(len(short) == 8, "wrong-length", f"expected 8 tokens for a window of 7, found {len(short)}", "the slice")
+    expect(of(10) == ids, "cuts-what-fits", "11 tokens have 10 inputs: they fit a window of 10", "inputs and tokens")
+    expect(of(3) is None, "nothing-graded", "a window of 3 holds no token of the answer", "when nothing graded is left")
+    one = of(4)
+    expect(
+        one == ids[:5], "skips-the-last-chance", "with a window of 4 the answer's first token is still a target", "4"
+    )
+    return "Cut at the window, without an end, and skipped where no answer is left"
+
+
+@exercise("11.4")
+def by_example(learner):
+    segments = np.array([1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0], np.int32)
+    weights = np.array([0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0], np.float32)
+    nats = np.abs(normal(12, seed=4)) + 0.1
+    wanted = [nats[2:4].mean(), nats[5:7].mean(), nats[7:9].mean()]
+    found = call(learner, nats.copy(), segments.copy(), weights.copy())
+    size = array(found, "the losses").shape
+    if size == (4,):
+        raise Mistake("padding-as-an-example", "there are four losses, for three examples", "segment 0")
+    expect_shape(found, (3,), "the losses", axes="[examples]")
+    expect_close(
+        found,
+        wanted,
+        "the losses of the three examples",
+        unlike={
+            "prompt-counted": (
+                [nats[:4].mean(), nats[4:7].mean(), nats[7:10].mean()],
+                "places that are not graded count too",
+                "the weights",
+            ),
+            "divided-by-all-places": (
+                [nats[2:4].sum() / 4, nats[5:7].sum() / 3, nats[7:9].sum() / 3],
+                "graded nats are divided by all places of the example",
+                "the number of graded places",
+            ),
+            "sum-not-mean": (
+                [nats[2:4].sum(), nats[5:7].sum(), nats[7:9].sum()],
+                "these are sums",
+                "the number of graded places",
+            ),
+        },
+    )
+
+
+@exercise("11.5")
+def loss_in_chunks(learner):
+    import jax
+    import jax.numpy as jnp
+
+    T, D, V, chunk = 10, 6, 17, 4
+    hidden, table = jnp.asarray(normal(T, D)), jnp.asarray(normal(V, D, seed=1))
+    targets, weights = jnp.asarray(integers(0, V, T)), jnp.asarray([0, 0, 1, 1, 1, 0, 1, 1, 1, 1], jnp.float32)
+    logits = np.asarray(hidden @ table.T, np.float64)
+    nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(T), np.asarray(targets)]
+    w = np.asarray(weights, np.float64)
+    total = (w * nats).sum()
+    means = [(w * nats)[at : at + chunk].sum() / w[at : at + chunk].sum() for at in range(0, T, chunk)]
+    found = call(learner, hidden, table, targets, weights, chunk)
+    expect_close(
+        found,
+        total / w.sum(),
+        "the mean loss",
+        rtol=1e-4,
+        unlike={
+            "mean-of-means": (np.mean(means), "each chunk counts alike, whatever is graded in it", "where you divide"),
+            "weights-forgotten": (nats.mean(), "every place counts", "the weights"),
+            "divided-by-all-places": (total / T, "graded nats are divided by all places", "the sum of the weights"),
+            "last-chunk-lost": ((w * nats)[:8].sum() / w[:8].sum(), "the last, shorter chunk is missing", "T = 10"),
+            "last-chunk-half-lost": ((w * nats)[:8].sum() / w.sum(), "the last, shorter chunk is missing", "T = 10"),
+            "sum-not-mean": (total, "this is the sum of the nats", "the sum of the weights"),
+        },
+    )
+    traced = jax.make_jaxpr(lambda h: learner(h, table, targets, weights, chunk))(hidden)
+    largest = max(_sizes(traced.jaxpr, V), default=0)
+    expect(
+        largest <= chunk * V,
+        "whole-logits",
+        f"the value is right, but {largest // V} rows of logits exist at once, for chunks of {chunk}",
+        "what is multiplied with the table",
+    )
+    return "The right loss, with no more logits than asked for"
+
+
+def _sizes(jaxpr, V: int):
+    """Sizes of all arrays in a traced program, inner programs included, that have an axis of V."""
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            shape = getattr(variable.aval, "shape", ())
+            if V in shape and len(shape) > 1 and 6 not in shape:  # the table itself, turned, has D = 6
+                yield int(np.prod(shape))
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _sizes(inner, V)
+
+
+@exercise("11.6")
+def worst_case(learner):
+    from utils.evaluation.intervals import newcombe, wilson
+
+    base = np.array([1] * 6 + [0] * 34, bool)
+    adapter = np.array([1] * 3 + [0] * 3 + [1] * 24 + [0] * 10, bool)
+    cut = np.array([1] * 2 + [0] * 4 + [1] * 6 + [0] * 28, bool)
+    worst = base | cut
+    n = len(base)
+    apart = wilson(int(adapter.sum()), n)[0] - wilson(int(worst.sum()), n)[1]
+    low, high = newcombe(worst, adapter)
+    expect_close(
+        call(learner, base.copy(), adapter.copy(), cut.copy()),
+        low,
+        "the lower end of the interval",
+        rtol=1e-3,
+        atol=1e-5,
+        unlike={
+            "nothing-assumed": (newcombe(base, adapter)[0], "this is the interval as it was measured", "cut"),
+            "upper-end": (high, "this is the upper end", "which of the two numbers"),
+            "wrong-way-round": (newcombe(adapter, worst)[0], "this is the base less the adapter", "first and second"),
+            "not-paired": (apart, "these are two intervals side by side", "newcombe, of both arrays"),
+            "no-interval": (adapter.mean() - worst.mean(), "this is the difference itself", "the interval"),
+            "cut-counts-as-wrong": (
+                newcombe(base & ~cut, adapter)[0],
+                "this is the best case for the claim: cut off counts as wrong",
+                "the base's right answers",
+            ),
+            "only-cut-ones-right": (
+                newcombe(cut, adapter)[0],
+                "what the base had right is gone",
+                "the base's right answers",
+            ),
+            "both-favoured": (
+                newcombe(worst, adapter | cut)[0],
+                "the adapter's answers were not cut off",
+                "whose answers are assumed right",
+            ),
+        },
+    )
+    expect(
+        is_close(call(learner, base, adapter, np.zeros(n, bool)), newcombe(base, adapter)[0], rtol=1e-3, atol=1e-5),
+        "cut-not-used",
+        "without any cut answer this is not the measured interval",
+        "cut",
+    )
+    return "The claim holds or falls with this number"
