@@ -16,10 +16,12 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OLDEST = (3, 11)
 TESTED = ((3, 11), (3, 12), (3, 13))
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def stop(message):
@@ -80,15 +82,32 @@ def create(venv, uv):
     stop("%s failed: %s" % (" ".join(command), " ".join(said.split())[-300:]))
 
 
+def torch_index(files):
+    """torch's own index where torch is required and the index is reached: its build without CUDA is a tenth of PyPI's."""
+    lines = [line for path in files for line in open(path, encoding="utf-8")]
+    if not any(line.startswith("torch==") for line in lines):
+        return None
+    try:
+        urllib.request.urlopen(TORCH_INDEX + "/torch/", timeout=10).close()
+    except OSError:
+        return None
+    return TORCH_INDEX
+
+
 def install(venv, requirements, constraints, uv):
     """Install the requirements; an installer's own messages are shown when it fails."""
     wanted = ["-r", requirements] + (["-c", constraints] if constraints else [])
+    index = torch_index(requirement_files(requirements))
+    env = dict(os.environ)
     if uv:
         command = [uv, "pip", "install", "--quiet", "--python", venv_python(venv)] + wanted
+        if index:  # uv takes torch alone from there, pip whatever is newest
+            env.setdefault("UV_TORCH_BACKEND", "cpu")
     else:
         command = [venv_python(venv), "-m", "pip", "install", "--quiet"] + wanted
         command += ["--disable-pip-version-check", "--no-input"]
-    if subprocess.run(command).returncode != 0:
+        command += ["--extra-index-url", index] if index else []
+    if subprocess.run(command, env=env).returncode != 0:
         stop("the packages were not installed (messages above); `make install` tries again")
 
 
@@ -122,7 +141,7 @@ def main():
 
     files = requirement_files(args.requirements) + ([args.constraints] if args.constraints else [])
     wanted = digest(files, python)
-    # One stamp for each file of requirements: what is installed on top (requirements-parity.txt) leaves the first valid.
+    # One stamp for each file of requirements: what is installed on top leaves the first valid.
     extra = os.path.basename(args.requirements)[:-4].replace("requirements", "", 1)
     stamp = os.path.join(args.venv, ".installed" + extra)
     if keep and os.path.isfile(stamp):

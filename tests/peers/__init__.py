@@ -1,1 +1,1 @@
-"""The course's port against the originals: torch, transformers and peft, live (`make test-parity`)."""
+"""The course's port against the reference implementations: torch, transformers and peft, live (`make test-peers`)."""

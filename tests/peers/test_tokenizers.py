@@ -3,12 +3,11 @@
 import functools
 
 import pytest
-import transformers
 
 from tests.helpers import real
 from utils.hf import hub
 
-pytestmark = pytest.mark.parity
+pytestmark = pytest.mark.peers
 
 TEXTS = (
     "Hello, world!",
@@ -17,7 +16,11 @@ TEXTS = (
     "中文字符, ελληνικά, русский, العربية, 日本語, 한국어",
     "🙂👩‍👩‍👧‍👦 é e\u0301 ﬁ ﷺ",
     "def f(x):\n    return x**2  # <b>bold</b>\n",
+    "x=  1000;\n\tif(y)",
+    " 12345 naïve 日本語 👩‍👧\n\n",
     "a special token in text: <|im_end|> <｜User｜> </think>",
+    "<think>\nhm\n</think>",
+    "<|im_start|>user\nit's<|im_end|>",
     "",
     " ",
     "x" * 300,
@@ -30,43 +33,50 @@ CHATS = (
         {"role": "assistant", "content": "Hello. How can I help?"},
         {"role": "user", "content": "Tell me\n\n a joke."},
     ],
+    [{"role": "user", "content": "Say 12345."}, {"role": "assistant", "content": "12345"}],
+    [  # R1's template drops the reasoning of earlier answers
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "<think>\nAdd.\n</think>\n\n4"},
+        {"role": "user", "content": "3+3?"},
+    ],
 )
 
 
 @pytest.fixture(scope="module", params=(hub.SMOLLM2, hub.R1), ids=("SmolLM2", "R1"))
-def pair(request):
+def folder(request):
     repository = request.param
     # SmolLM2 is in the package index: never skipped.
     get = functools.partial(hub.model, repository, weights=False)
-    folder = get() if repository == hub.SMOLLM2 else real.or_skip(get, "models", repository)
-    return hub.tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    return get() if repository == hub.SMOLLM2 else real.or_skip(get, "models", repository)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_ids(pair, text):
-    ours, theirs = pair
-    assert ours.encode(text) == theirs(text).input_ids
+@pytest.fixture(scope="module")
+def tok(folder):
+    return hub.tokenizer(folder)
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_decoded(pair, text):
-    ours, theirs = pair
-    ids = ours.encode(text)
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert ours.decode(ids, False) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+def test_ids(folder, tok, peer):
+    assert [tok.encode(text) for text in TEXTS] == peer.encode(folder=folder, texts=TEXTS)
 
 
-@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+def test_decoded(folder, tok, peer, skip_special_tokens):
+    rows = [tok.encode(text) for text in TEXTS]
+    texts = peer.decode(folder=folder, rows=rows, skip_special_tokens=skip_special_tokens)
+    assert [tok.decode(row, skip_special_tokens=skip_special_tokens) for row in rows] == texts
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
 @pytest.mark.parametrize("messages", CHATS)
-def test_chat(pair, messages, prompt):
-    ours, theirs = pair
-    text = ours.chat(messages, add_generation_prompt=prompt)
-    assert text == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    wanted = theirs.apply_chat_template(messages, tokenize=True, add_generation_prompt=prompt)
-    assert ours.encode(text) == list(wanted.get("input_ids", wanted) if hasattr(wanted, "get") else wanted)
+def test_chat(folder, tok, peer, messages, add_generation_prompt):
+    text = tok.chat(messages, add_generation_prompt=add_generation_prompt)
+    expected = peer.chat(
+        folder=folder, messages=messages, add_generation_prompt=add_generation_prompt
+    )
+    assert text == expected["text"] and tok.encode(text) == expected["ids"]
 
 
-def test_the_ends_of_an_answer(pair):
-    ours, theirs = pair
-    assert theirs.eos_token_id in ours.stop_ids
-    assert ours.bos_token_id == theirs.bos_token_id
+def test_special_tokens(folder, tok, peer):
+    expected = peer.special_tokens(folder=folder)
+    assert expected["eos_token_id"] in tok.stop_ids
+    assert tok.bos_token_id == expected["bos_token_id"]
