@@ -218,7 +218,8 @@ class Store:
             reason = str(error).splitlines()[0][:200]
             raise CourseError(
                 f"{self.directory}: step {step} could not be saved ({reason}); the checkpoint of "
-                f"step {self.latest or 0} is unchanged: make room and start again to go on from there"
+                f"step {self.latest or 0} is unchanged: make room and start again to continue "
+                "from there"
             ) from error
 
     def restore(self, carry, batches):
