@@ -1,8 +1,8 @@
 """Every exercise of every chapter: the stub is not attempted, the solution passes, wrong answers
 are recognised.
 
-`pytest tests/test_exercises.py -k 4.1` tries one exercise. The first half of the file tests the
-harness on a chapter in miniature.
+`pytest tests/course/test_exercises.py -k 4.1` tries one exercise. The second half of the file tests
+the harness on a chapter in miniature.
 """
 
 import pytest
@@ -10,31 +10,30 @@ import pytest
 from tests.helpers import exercises, synthetic
 from utils.course import checks
 
-PAGES = exercises.pages()
-
-
 def _answers():
-    for path in PAGES:
+    for path in exercises.pages():
         page = exercises.read_page(path)
         wrong = exercises.wrong_answers(page.chapter)
+        marks = pytest.mark.chapter(page.chapter)
         for one in page.exercises:
-            yield pytest.param(path, one.id, "stub", ("not attempted", None), id=f"{one.id}-stub")
-            for i, (mistake, _) in enumerate(wrong.get(one.id, [])):
-                yield pytest.param(path, one.id, f"wrong {i}", ("fail", mistake), id=f"{one.id}-{mistake}")
-            yield pytest.param(path, one.id, "solution", ("pass", None), id=f"{one.id}-solution")
+            answers = [("stub", "stub", ("not attempted", None))]
+            answers += [(f"wrong {i}", mistake, ("fail", mistake)) for i, (mistake, _) in enumerate(wrong.get(one.id, []))]
+            answers += [("solution", "solution", ("pass", None))]
+            for which, name, expected in answers:
+                yield pytest.param(path, one.id, which, expected, id=f"{one.id}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize("path, exercise, which, wanted", list(_answers()))
-def test_exercise(path, exercise, which, wanted):
+@pytest.mark.parametrize("path, exercise, which, expected", list(_answers()))
+def test_exercise(path, exercise, which, expected):
     report = exercises.run_page(path)
-    found = report.answers.get(exercise, {}).get(which)
-    if found is None:
+    answer = report.answers.get(exercise, {}).get(which)
+    if answer is None:
         errors = [cell["error"] for cell in report.cells if cell["error"]]
         pytest.fail(f"never reached: {errors[0] if errors else report.end}")
-    assert (found["status"], found["mistake"]) == wanted, found["message"]
+    assert (answer["status"], answer["mistake"]) == expected, answer["message"]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", exercises.params())
 def test_answers_are_complete(path):
     page = exercises.read_page(path)
     assert _incomplete(page, exercises.wrong_answers(page.chapter), checks.ids(page.chapter)) == []

@@ -27,7 +27,8 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.folders import COMPILE_CACHE, ROOT
+
 LEVELS = ("warm-up", "core", "stretch")
 TIME_LIMIT = 300  # seconds for a chapter with all its answers, after which something hangs
 
@@ -98,6 +99,13 @@ def pages() -> list[Path]:
     return sorted((ROOT / "chapters").glob("[0-9][0-9]_*.md"))
 
 
+def params() -> list:
+    """The chapters as a test's parameters, marked with the chapter's number (tests/conftest.py says what for)."""
+    import pytest
+
+    return [pytest.param(path, id=path.stem, marks=pytest.mark.chapter(int(path.name[:2]))) for path in pages()]
+
+
 @functools.lru_cache
 def read_page(path: Path) -> Page:
     """Parse a chapter's `.md`."""
@@ -135,8 +143,7 @@ def _find_exercises(cells: list[Cell]) -> list[Exercise]:
 
 
 def problems_of(page: Page) -> list[str]:
-    """What DESIGN of a chapter asks for and this page lacks; the exercises' answers are looked at
-    elsewhere."""
+    """What a chapter must have and this page lacks; the exercises' answers are looked at elsewhere."""
     found, text = [], page.text
 
     def need(condition: bool, message: str) -> None:
@@ -282,7 +289,7 @@ def run_answers(path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path:
             done = subprocess.run(
                 command,
                 cwd=folder / "empty",
-                env=os.environ | mirror() | settings,
+                env=COMPILE_CACHE | os.environ | mirror() | settings,
                 timeout=TIME_LIMIT,
                 capture_output=True,
                 text=True,

@@ -1,9 +1,15 @@
-"""Small copies of the repository's skeleton, for tests of the tools."""
+"""The repository's folders, and small copies of its skeleton for tests of the tools."""
 
 import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# One cache of compiled programs for the tests and for every process that they start.
+COMPILE_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / "_build" / "jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+}
 
 PAGE = """---
 jupytext:
@@ -41,10 +47,10 @@ The end.
 def course(folder: Path, page: str = PAGE, name: str = "01_page") -> Path:
     """A folder with pyproject.toml, `utils` as an almost empty package, and one chapter. Returns the chapter's stem."""
     (folder / "chapters").mkdir(parents=True)
-    (folder / "utils").mkdir()
+    (folder / "utils" / "course").mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.copy(ROOT / "utils" / "__init__.py", folder / "utils")
-    shutil.copy(ROOT / "utils" / "hosted.py", folder / "utils")
+    shutil.copy(ROOT / "utils" / "course" / "colab.py", folder / "utils" / "course")
     (folder / "requirements-colab.txt").write_text("packaging>=20\n")
     stem = folder / "chapters" / name
     stem.with_suffix(".md").write_text(page)

@@ -80,7 +80,7 @@ import sys
 ```{code-cell} ipython3
 import matplotlib.pyplot as plt
 import small_checks
-from utils.checks import check
+from utils.course.checks import check
 ```
 
 > **Predict.** What is one plus one?

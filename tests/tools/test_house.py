@@ -1,0 +1,106 @@
+"""The house of `utils/`: which room may use which, no circle, and how large it may be. Read from the files, nothing is run."""
+
+import re
+
+import pytest
+
+from tests.helpers.folders import ROOT
+from tools import imports
+
+# From the ground up: a module may import from its own layer and from those before it. So nobody but pages and tests
+# imports `course`, and nobody but they, `__main__` and `course` imports the commands.
+LAYERS = ("kernels", "ground floor", "hf", "data", "evaluation", "commands", "course")
+MOST_LINES = {"ground floor": 2900, "transformer.py": 350, "without course": 7000}
+MOST_FILES = 17  # on the ground floor, `__init__` and `__main__` among them: room for deepseek, quantize and grpo
+
+FILES = imports.modules()
+EDGES = imports.graph()
+
+
+def layer(module: str) -> str:
+    parts = module.split(".")
+    is_room = len(parts) > 2 or FILES[module].name == "__init__.py"
+    return parts[1] if len(parts) > 1 and is_room else "ground floor"
+
+
+def lines(path) -> int:
+    return len(path.read_text("utf-8").splitlines())
+
+
+def test_every_module_is_in_a_known_room():
+    assert len(FILES) > 20 and {layer(name) for name in FILES} == set(LAYERS)
+
+
+def test_no_import_runs_in_a_circle():
+    assert " -> ".join(imports.circle(EDGES)) == ""
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_nothing_is_imported_from_a_room_above(name):
+    own = layer(name)
+    allowed = set(LAYERS[: LAYERS.index(own) + 1])
+    if name == f"{imports.PACKAGE}.__main__":
+        allowed.add("commands")
+    above = {other: layer(other) for other in EDGES[name] if layer(other) not in allowed}
+    above.pop(imports.PACKAGE, None)  # utils/__init__.py: the course's name and its error, for every room
+    assert not above, f"{name}, in {own}, imports {above}"
+
+
+def test_nothing_imports_the_command_line():
+    assert not [name for name, others in EDGES.items() if f"{imports.PACKAGE}.__main__" in others]
+    assert EDGES[imports.PACKAGE] == set(), "utils/__init__.py is imported by every room"
+
+
+def test_the_ground_floor_is_small():
+    files = [path for path in FILES.values() if path.parent == ROOT / "utils"]
+    assert len(files) <= MOST_FILES, sorted(path.name for path in files)
+    assert sum(map(lines, files)) <= MOST_LINES["ground floor"]
+
+
+def test_the_package_is_small():
+    files = [path for name, path in FILES.items() if layer(name) != "course"]
+    assert sum(map(lines, files)) <= MOST_LINES["without course"]
+
+
+def test_the_models_file_holds_the_model_alone():
+    text = (ROOT / "utils" / "transformer.py").read_text("utf-8")
+    assert len(text.splitlines()) <= MOST_LINES["transformer.py"]
+    assert re.findall(r"(?i)[^\n]*\b(?:cpus?|tpus?|gpus?|platforms?)\b[^\n]*|[^\n]*_(?:cpu|tpu|gpu)\b[^\n]*", text) == []
+
+
+# ------------------------------------------------------------------------------------------------------ reading imports
+
+
+def package(folder, **files):
+    for name, text in files.items():
+        path = folder / "utils" / (name.replace("__", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return imports.graph(folder)
+
+
+def test_every_kind_of_import_is_seen(tmp_path):
+    edges = package(
+        tmp_path,
+        a="import numpy\nimport utils.b\nfrom utils import c, CourseError\nfrom utils.room import d as e\n",
+        b="def f():\n    from utils.c import g\n",
+        c="import importlib\nh = importlib.import_module('utils.room.d')\n",
+        room__d="from .. import b\nfrom . import e\nfrom .e import x\n",
+        room__e="",
+    )
+    (tmp_path / "utils" / "__init__.py").write_text("")
+    edges = imports.graph(tmp_path)
+    assert edges == {
+        "utils": set(),
+        "utils.a": {"utils", "utils.b", "utils.c", "utils.room.d"},
+        "utils.b": {"utils.c"},
+        "utils.c": {"utils.room.d"},
+        "utils.room.d": {"utils.b", "utils.room.e"},
+        "utils.room.e": set(),
+    }
+    assert imports.circle(edges) == ["utils.b", "utils.c", "utils.room.d", "utils.b"]
+    assert imports.reached({"utils.c"}, edges) == set(edges) - {"utils.a"}
+
+
+def test_without_a_circle_there_is_none(tmp_path):
+    assert imports.circle(package(tmp_path, a="from utils import b, c", b="from utils import c", c="")) == []
