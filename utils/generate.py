@@ -4,11 +4,11 @@ Prefill reads the whole prompt at once and fills the cache; each decode step the
 happens on the device, in chunks of `CHUNK` steps, so the host is asked only once per chunk: often enough to stream and
 to stop, seldom enough not to slow the device down.
 
-Prompts of different lengths share a batch without left padding: a row's tokens sit in the cache slots of their own
-positions, a decode step overwrites whatever padding the prompt left there, and a token looks only at slots up to its
-own position. So each row gets the answer it would get alone.
+Prompts of different lengths share a batch without left padding: a row's tokens are cached at their own positions, a
+decode step overwrites whatever padding the prompt left there, and a token sees the cache only up to its own position.
+So each row gets the answer it would get alone.
 
-MiniGPT comes with a tiktoken encoding, Qwen2 and Llama with `hub.tokenizer(...)`; both go through here.
+MiniGPT comes with a tiktoken encoding, Qwen2 and Llama with `hf.hub.tokenizer(...)`; both go through here.
 """
 
 import codecs
@@ -18,7 +18,7 @@ import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,22 @@ import tiktoken
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from utils import CourseError
-from utils.kernels import cpu
+from utils import CourseError, kernels
+from utils.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 CHUNK = 16  # decode steps per call of the device
-DEFAULT_NEW = 512  # new tokens when nobody says how many, and the context has room for them
+DEFAULT_MAX_NEW_TOKENS = 512  # where the context has room for them
+
+
+class Completion(NamedTuple):
+    """The new text of one prompt, its token ids without the one that ended it, and why it ended."""
+
+    text: str
+    ids: list[int]  # where a stop string ended the text, they reach to the token that completed it
+    finish_reason: (
+        str  # "stop": a stop token or string; "length": max_new_tokens, or the context, was used up
+    )
 
 
 def sample(
@@ -40,33 +50,46 @@ def sample(
     keys: PRNGKeyArray,
     temperature: float | Array = 1.0,
     *,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    top_k: int | Array | None = None,
+    top_p: float | Array | None = None,
     greedy: bool = False,
+    max_top_k: int | None = None,
 ) -> Int[Array, "B"]:
     """One token id per row, with one key per row [B].
 
     `top_k` keeps the k most likely tokens, `top_p` the smallest set whose probability reaches p (Holtzman et al. 2020);
-    both look at the distribution after the temperature.
+    both look at the distribution after the temperature. They may be traced, so that one program serves all values;
+    `max_top_k` is then a static bound of k (V by default).
     """
     if greedy:
         # The first of the largest, in two passes: XLA's argmax takes one number at a time on a CPU.
         below = logits < logits.max(axis=-1, keepdims=True)
-        return jnp.where(below, logits.shape[-1], jnp.arange(logits.shape[-1])).min(axis=-1).astype(jnp.int32)
+        return (
+            jnp.where(below, logits.shape[-1], jnp.arange(logits.shape[-1]))
+            .min(axis=-1)
+            .astype(jnp.int32)
+        )
     logits = logits.astype(jnp.float32) / temperature
+    V = logits.shape[-1]
     if top_k is not None:
-        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        bound = max_top_k or (top_k if isinstance(top_k, int) else V)
+        largest = jax.lax.top_k(logits, min(bound, V))[0]
+        kth = jnp.take(largest, jnp.minimum(top_k, V) - 1, axis=-1)[:, None]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
     if top_p is not None:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         p = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(p, axis=-1) - p  # probability of all that is more likely: below p means "still needed"
+        before = (
+            jnp.cumsum(p, axis=-1) - p
+        )  # probability of all that is more likely: below top_p means "still needed"
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def penalise(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float | Array) -> Float[Array, "B V"]:
+def penalise(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float | Array
+) -> Float[Array, "B V"]:
     """Tokens a row has seen, less likely: positive logits divided, negative ones multiplied (Keskar et al. 2019)."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -90,19 +113,27 @@ class Options:
 
     def __post_init__(self):
         if not (_real(self.temperature) and 0 <= self.temperature < math.inf):
-            raise CourseError(f"temperature: expected 0 (greedy) or more, found {self.temperature!r}")
+            raise CourseError(
+                f"temperature: expected 0 (greedy) or more, found {self.temperature!r}"
+            )
         if self.top_k is not None and not (_whole(self.top_k) and self.top_k >= 1):
             raise CourseError(f"top_k: expected a whole number of at least 1, found {self.top_k!r}")
         if self.top_p is not None and not (_real(self.top_p) and 0 < self.top_p <= 1):
-            raise CourseError(f"top_p: expected a probability above 0 and at most 1, found {self.top_p!r}")
+            raise CourseError(
+                f"top_p: expected a probability above 0 and at most 1, found {self.top_p!r}"
+            )
         if not (_real(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
             raise CourseError(
                 f"repetition_penalty: expected a number above 0 (1 is none), found {self.repetition_penalty!r}"
             )
         listed = isinstance(self.stop, Collection) and not isinstance(self.stop, str | bytes)
         if not listed or not all(_whole(s) or (isinstance(s, str) and s) for s in self.stop):
-            raise CourseError(f"stop: expected a list of texts and token ids, found {self.stop!r:.60}")
-        if not (_whole(self.seed) and -(2**31) <= self.seed < 2**32):  # of a larger one JAX would keep 32 bits
+            raise CourseError(
+                f"stop: expected a list of texts and token ids, found {self.stop!r:.60}"
+            )
+        if not (
+            _whole(self.seed) and -(2**31) <= self.seed < 2**32
+        ):  # of a larger one JAX would keep 32 bits
             raise CourseError(f"seed: expected a whole number of 32 bits, found {self.seed!r}")
 
 
@@ -118,30 +149,34 @@ def _real(value) -> bool:
 
 
 class Prepared:
-    """A model split for generation: one layout for the prefill, another for decoding (`prepare`)."""
+    """A model split for generation: its state for prefill, and the layout in which it decodes (`prepare`)."""
 
     def __init__(self, model: nnx.Module):
-        self.config, self.cache_dtype = model.config, getattr(model, "cache_dtype", jnp.float32)
-        self.prefill = self._decode = _split(model)
-        self._apart = hasattr(model, "unstacked") and jax.default_backend() == "cpu"
-        self._few = cpu.SMALL_BATCH if self._apart and model.dtype == jnp.bfloat16 else 0
-        self._paired = None
+        self.config, self.cache_dtype = model.config, model.dtype
+        self.prefill = _split(model)
+        self._layouts: dict[bool, tuple] = {}
 
-    def decode(self, rows: int) -> tuple[tuple, bool]:
-        """((graph, state) for decode steps of so many rows, whether it is `paired`). Made when first asked for, then kept.
+    def decode(self, batch_size: int) -> tuple[tuple, dict | None]:
+        """((graph, state) for decode steps of so many rows, their compiler options). Made when first needed, then kept.
 
-        On a CPU the steps of a Transformer get a layout of their own, which costs the memory of its blocks again:
-        `unstacked`, and for a few rows of bfloat16 `paired`. They say why.
+        On a CPU a Transformer decodes in a layout of its own (`kernels.decoding_layout`), which costs memory beside the
+        model: how much is logged. Elsewhere prefill and decoding share one copy of the weights.
         """
-        paired = rows <= self._few
-        if self._apart and paired is not self._paired:
-            self._decode = None  # one of the two is in memory, never both
+        small = batch_size <= kernels.cpu.SMALL_BATCH
+        if small not in self._layouts:
+            self._layouts.clear()  # one of the two is in memory, never both
             model = nnx.merge(*self.prefill)
-            self._decode, self._paired = _split(model.paired() if paired else model.unstacked()), paired
-        return self._decode, paired
+            layout, options = kernels.decoding_layout(model, batch_size)
+            self._layouts[small] = (self.prefill if layout is model else _split(layout)), options
+            if layout is not model:
+                shared = {id(leaf) for leaf in jax.tree.leaves(self.prefill[1])}
+                leaves = jax.tree.leaves(self._layouts[small][0][1])
+                size = sum(leaf.nbytes for leaf in leaves if id(leaf) not in shared)
+                logger.info(f"layout for decoding on a CPU: {size / 1e6:,.1f} MB beside the model")
+        return self._layouts[small]
 
 
-def prepare(model: nnx.Module) -> Prepared:
+def prepare(model: nnx.Module | Prepared) -> Prepared:
     """What `generate` and `stream` make of a model on every call; make it once to generate many times.
 
     Later changes to the model do not reach what was prepared.
@@ -158,55 +193,78 @@ def _split(model: nnx.Module) -> tuple:
 class _State(NamedTuple):
     """What one decode step hands to the next."""
 
-    cache: Any
+    cache: KVCache
     tokens: Int[Array, "B"]
     positions: Int[Array, "B"]
-    seen: Bool[Array, "B V"] | None  # tokens of each row's text so far, where a penalty asks for them
+    seen: (
+        Bool[Array, "B V"] | None
+    )  # tokens of each row's text so far, where there is a repetition penalty
 
 
-def _choose(logits, keys, positions, seen, vocabulary: int, numbers: dict, sampling: dict):
+STATIC = ("graph", "n_vocab", "greedy", "max_top_k")
+
+
+def _choose(
+    logits,
+    keys,
+    positions,
+    seen,
+    sampling: dict,
+    *,
+    n_vocab: int,
+    greedy: bool,
+    max_top_k: int | None,
+):
     """The next token [B] of each row, standing at `positions`, out of the ids that the tokenizer knows."""
     # Rows of the head beyond the tokenizer's ids are padding: their logits are whatever training left there.
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, -jnp.inf)
+    logits = jnp.where(jnp.arange(logits.shape[-1]) < n_vocab, logits, -jnp.inf)
     if seen is not None:
-        logits = penalise(logits, seen, numbers["penalty"])
-    # A row's key for one position: what a row draws depends on its seed and its place, not on its neighbours.
+        logits = penalise(logits, seen, sampling["penalty"])
+    # A key for each row and position: what a row samples depends on its seed and position, not on its neighbours.
     keys = jax.vmap(jax.random.fold_in)(keys, positions)
-    return sample(logits, keys, numbers["temperature"], **sampling)
+    top_k, top_p = sampling["top_k"], sampling["top_p"]
+    return sample(
+        logits,
+        keys,
+        sampling["temperature"],
+        top_k=top_k,
+        top_p=top_p,
+        greedy=greedy,
+        max_top_k=max_top_k,
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "slots", "apart", "vocabulary", "greedy", "top_k", "top_p"))
-def _prefill(graph, state, tokens, lengths, keys, seen, numbers, *, slots, apart, vocabulary, **sampling):
+def _mark(seen, tokens):
+    return None if seen is None else seen.at[jnp.arange(len(tokens)), tokens].set(True)
+
+
+@functools.partial(jax.jit, static_argnames=(*STATIC, "cache_length"))
+def _prefill(graph, state, tokens, lengths, keys, seen, sampling, *, cache_length, **static):
     """tokens [B, P], right-padded, lengths [B] -> the first new token [B] and the state from which to decode."""
     model = nnx.merge(graph, state)
-    x, cache = model.hidden(tokens, None, model.new_cache(tokens.shape[0], slots))
+    x, cache = model.hidden(tokens, None, model.new_cache(tokens.shape[0], cache_length))
     # The output layer for the last token of each prompt alone: for all of them it would be the largest array here.
     last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
-    new = _choose(model.logits(last), keys, lengths, seen, vocabulary, numbers, sampling)
-    if seen is not None:
-        seen = seen.at[jnp.arange(len(new)), new].set(True)
-    if apart:  # one array per layer, for the unstacked layout
-        cache = type(cache)(tuple(cache.k), tuple(cache.v))
-    return new, _State(cache, new, lengths, seen)
+    new = _choose(model.logits(last), keys, lengths, seen, sampling, **static)
+    return new, _State(cache, new, lengths, _mark(seen, new))
 
 
 @functools.cache
-def _compiled(paired: bool):
-    """`_decode` as it is compiled, for a layout that is `paired` or for others."""
-    static = ("graph", "vocabulary", "greedy", "top_k", "top_p")
-    options = cpu.compiler_options() if paired else None
-    return jax.jit(_decode, static_argnames=static, donate_argnums=2, compiler_options=options)
+def compiled_decode(compiler_options: tuple = ()):
+    """`_decode`, jitted with these options (name, value)."""
+    options = dict(compiler_options) or None
+    return jax.jit(_decode, static_argnames=STATIC, donate_argnums=2, compiler_options=options)
 
 
-def _decode(graph, weights, state, keys, numbers, *, vocabulary, **sampling):
+def _decode(graph, weights, state, keys, sampling, **static):
     """CHUNK steps -> new tokens [B, CHUNK], and the state after them."""
     model = nnx.merge(graph, weights)
 
     def step(state, _):
         x, cache = model.hidden(state.tokens[:, None], state.positions[:, None], state.cache)
-        new = _choose(model.logits(x[:, 0]), keys, state.positions + 1, state.seen, vocabulary, numbers, sampling)
-        seen = state.seen if state.seen is None else state.seen.at[jnp.arange(len(new)), new].set(True)
-        return _State(cache, new, state.positions + 1, seen), new
+        positions = state.positions + 1
+        new = _choose(model.logits(x[:, 0]), keys, positions, state.seen, sampling, **static)
+        return _State(cache, new, positions, _mark(state.seen, new)), new
 
     state, new = jax.lax.scan(step, state, length=CHUNK)
     return new.T, state
@@ -216,27 +274,31 @@ def _decode(graph, weights, state, keys, numbers, *, vocabulary, **sampling):
 
 
 class _Codec:
-    """What generation asks of a tokenizer, the same for a tiktoken encoding and for a model's own (`utils/chat.py`)."""
+    """What generation needs of a tokenizer, the same for a tiktoken encoding and for a model's own (`hf/chat.py`)."""
 
     def __init__(self, tok, vocab_size: int):
-        self.tok, self.own = tok, isinstance(tok, tiktoken.Encoding)
-        fits = tok.n_vocab == vocab_size if self.own else tok.n_vocab <= vocab_size
+        self.tok, self.is_tiktoken = tok, isinstance(tok, tiktoken.Encoding)
+        fits = tok.n_vocab == vocab_size if self.is_tiktoken else tok.n_vocab <= vocab_size
         if not fits:
             raise CourseError(
                 f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has {vocab_size:,}: "
                 "use the tokenizer that the model was trained with"
             )
-        self.ends = {tok.eot_token} if self.own else set(tok.stop_ids)
+        self.stop_ids = {tok.eot_token} if self.is_tiktoken else set(tok.stop_ids)
 
     def encode(self, prompt: str) -> list[int]:
         # A story begins after the end of the one before it: MiniGPT has learnt to start from that token.
-        return [self.tok.eot_token, *self.tok.encode_ordinary(prompt)] if self.own else self.tok.encode(prompt)
+        return (
+            [self.tok.eot_token, *self.tok.encode_ordinary(prompt)]
+            if self.is_tiktoken
+            else self.tok.encode(prompt)
+        )
 
     def decoder(self):
-        return _Bytes(self.tok) if self.own else self.tok.stream()
+        return TiktokenStream(self.tok) if self.is_tiktoken else self.tok.stream()
 
 
-class _Bytes:
+class TiktokenStream:
     """Tokens of a tiktoken encoding to text: whole characters only, a token may end inside one."""
 
     def __init__(self, tok: tiktoken.Encoding):
@@ -249,56 +311,70 @@ class _Bytes:
         return self.utf8.decode(b"", final=True)
 
 
-class _Row:
-    """The text of one row as it grows: ends at a stop token or string, and holds back what may become a stop string."""
+class Row:
+    """One completion as it grows: ends at a stop token or string, and holds back what may become a stop string."""
 
-    def __init__(self, decoder, stops: Sequence[str], ends: set[int]):
-        self.decoder, self.stops, self.ends = decoder, stops, ends
-        self.held, self.done = "", False
+    def __init__(self, decoder, stop_strings: Sequence[str], stop_ids: set[int]):
+        self.decoder, self.stop_strings, self.stop_ids = decoder, stop_strings, stop_ids
+        self.text, self.held, self.ids, self.finish_reason = "", "", [], None
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that is certain after these tokens."""
-        if self.done:
-            return ""
-        cut = next((i for i, token in enumerate(ids) if token in self.ends), None)
-        self.held += self.decoder.push([int(i) for i in ids[:cut]])
-        if cut is not None:
-            return self.close()
-        if (found := self._find()) is not None:
-            return found
-        keep = max((n for s in self.stops for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
-        out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return out
+        """The text that is certain after these tokens, beyond what was certain before."""
+        start = len(self.text)
+        for token in ids:
+            if self.finish_reason is not None:
+                break
+            if token in self.stop_ids:
+                self.close("stop")
+                break
+            self.ids.append(int(token))
+            self.held += self.decoder.push([int(token)])
+            if not self._stopped():
+                endings = (s[:n] for s in self.stop_strings for n in range(1, len(s)))
+                keep = max(
+                    (len(ending) for ending in endings if self.held.endswith(ending)), default=0
+                )
+                self.text, self.held = (
+                    self.text + self.held[: len(self.held) - keep],
+                    self.held[len(self.held) - keep :],
+                )
+        return self.text[start:]
 
-    def close(self) -> str:
-        """The rest: no more tokens will come."""
-        if self.done:
-            return ""
-        self.held += self.decoder.flush()
-        if (found := self._find()) is not None:
-            return found
-        self.done = True
-        return self.held
+    def close(self, finish_reason: str) -> str:
+        """The rest of the text: no more tokens will come."""
+        start = len(self.text)
+        if self.finish_reason is None:
+            self.held += self.decoder.flush()
+            if not self._stopped():
+                self.text, self.held, self.finish_reason = self.text + self.held, "", finish_reason
+        return self.text[start:]
 
-    def _find(self) -> str | None:
-        places = [place for s in self.stops if (place := self.held.find(s)) >= 0]
-        if not places:
-            return None
-        self.done = True
-        return self.held[: min(places)]
+    def _stopped(self) -> bool:
+        """Whether the held text contains a stop string: then the completion ends in front of it."""
+        at = [place for s in self.stop_strings if (place := self.held.find(s)) >= 0]
+        if at:
+            self.text, self.held, self.finish_reason = self.text + self.held[: min(at)], "", "stop"
+        return bool(at)
 
 
-def cache_bytes(config, batch: int, slots: int, dtype=jnp.bfloat16) -> int:
-    """Bytes of a KV cache: keys and values, for each layer, row, slot, key/value head and number of a head.
+def cache_bytes(config, batch_size: int, cache_length: int, dtype=jnp.bfloat16) -> int:
+    """Bytes of a KV cache: keys and values, for each layer, row, position, key/value head and number of a head.
 
-    Generation states it before the cache is made, at level INFO of the logger `utils.generate`.
+    Generation logs it before the cache is made.
     """
-    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    return 2 * config.num_hidden_layers * batch * slots * heads * config.head_dim * jnp.dtype(dtype).itemsize
+    numbers = (
+        2
+        * config.num_hidden_layers
+        * batch_size
+        * cache_length
+        * config.num_key_value_heads
+        * config.head_dim
+    )
+    return numbers * jnp.dtype(dtype).itemsize
 
 
-def _up(n: int, context: int) -> int:
-    """Prompt lengths and cache sizes are rounded up, so that few shapes are compiled."""
+def _round_up(n: int, context: int) -> int:
+    """Prompt lengths and cache lengths are rounded up, so that few shapes are compiled."""
     step = 32 if n <= 256 else 256
     return min(context, -(-n // step) * step)
 
@@ -308,18 +384,26 @@ def _free_memory() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 62
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else 1 << 62
+    )
 
 
-def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[list[str]]:
-    """Yields each row's new text, chunk by chunk; a row that has ended yields nothing more."""
-    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+def _encode(codec: _Codec, prompts: Sequence[str], max_new_tokens: int | None, context: int):
+    """(token ids of each prompt, how many new tokens to make at most), or one clear error."""
+    if (
+        isinstance(prompts, str)
+        or not prompts
+        or not all(isinstance(prompt, str) for prompt in prompts)
+    ):
         raise CourseError(f"prompts: expected a list of at least one text, found {prompts!r:.60}")
-    config = model.config
-    context, codec = config.max_position_embeddings, _Codec(tok, config.vocab_size)
     rows = [codec.encode(prompt) for prompt in prompts]
     if not all(rows):
-        raise CourseError(f"prompts: expected some text in each, found {prompts[rows.index([])]!r}: it has no token")
+        raise CourseError(
+            f"prompts: expected some text in each, found {prompts[rows.index([])]!r}: it has no token"
+        )
     longest = max(map(len, rows))
     if longest > context:
         worst = prompts[int(np.argmax([len(row) for row in rows]))]
@@ -327,68 +411,112 @@ def _chunks(model, tok, prompts, max_new_tokens, options: Options) -> Iterator[l
             f"prompt {worst[:30]!r}...: {longest} tokens with its start token, the model's context is {context}: "
             "shorten the prompt, or use a model with a longer context"
         )
-    room = context - longest + 1  # the last new token need not be read again, so it needs no slot
+    room = (
+        context - longest + 1
+    )  # the last new token is not read again: it needs no place in the cache
     if max_new_tokens is None:
-        max_new_tokens = min(room, DEFAULT_NEW)
+        max_new_tokens = min(room, DEFAULT_MAX_NEW_TOKENS)
     if not (_whole(max_new_tokens) and 1 <= max_new_tokens <= room):
         raise CourseError(
             f"max_new_tokens: expected 1 to {room} (a context of {context} less the longest prompt), "
             f"found {max_new_tokens!r}"
         )
-    slots = _up(longest + max_new_tokens - 1, context)
-    needed, free = cache_bytes(config, len(rows), slots, getattr(model, "cache_dtype", jnp.float32)), _free_memory()
-    size = f"KV cache: {len(rows)} row{'s'[: len(rows) > 1]} of {slots} tokens: {needed / 1e6:,.1f} MB"
+    return rows, max_new_tokens
+
+
+def _run(
+    model, tok, prompts, max_new_tokens, options: Options
+) -> Iterator[tuple[list[str], list[Row]]]:
+    """Yields, chunk by chunk, each row's new text and the rows so far; a row that has ended has no new text."""
+    config, context = model.config, model.config.max_position_embeddings
+    codec = _Codec(tok, config.vocab_size)
+    prompt_ids, max_new_tokens = _encode(codec, prompts, max_new_tokens, context)
+    prepared, batch_size, longest = prepare(model), len(prompt_ids), max(map(len, prompt_ids))
+    cache_length = _round_up(longest + max_new_tokens - 1, context)
+    needed, free = (
+        cache_bytes(config, batch_size, cache_length, prepared.cache_dtype),
+        _free_memory(),
+    )
+    size = f"KV cache: {batch_size} row{'s'[: batch_size > 1]} of {cache_length} tokens: {needed / 1e6:,.1f} MB"
     if needed > free:
-        raise CourseError(f"{size}, but {free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens")
+        raise CourseError(
+            f"{size}, but {free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens"
+        )
     logger.info(size)
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.zeros((len(rows), _up(longest, context)), np.int32)
-    seen = None if options.repetition_penalty == 1 else np.zeros((len(rows), config.vocab_size), bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
+    lengths = np.array([len(ids) for ids in prompt_ids], np.int32)
+    tokens = np.zeros((batch_size, _round_up(longest, context)), np.int32)
+    seen = (
+        None if options.repetition_penalty == 1 else np.zeros((batch_size, config.vocab_size), bool)
+    )
+    for i, ids in enumerate(prompt_ids):
+        tokens[i, : len(ids)] = ids
         if seen is not None:
-            seen[i, row] = True
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(options.seed), jnp.arange(len(rows)))
-    numbers = {"temperature": np.float32(options.temperature or 1), "penalty": np.float32(options.repetition_penalty)}
-    static = {"greedy": options.temperature == 0, "top_k": options.top_k, "top_p": options.top_p}
-    static["vocabulary"] = tok.n_vocab
-    prepared = prepare(model)
-    layout, paired = prepared.decode(len(rows))
-    apart = layout is not prepared.prefill
-    new, state = _prefill(*prepared.prefill, tokens, lengths, keys, seen, numbers, slots=slots, apart=apart, **static)
-    ends = codec.ends | {int(s) for s in options.stop if _whole(s)}
-    texts = [_Row(codec.decoder(), [s for s in options.stop if isinstance(s, str)], ends) for _ in rows]
-    chunk, made = np.array(new)[:, None], 0
+            seen[i, ids] = True
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.key(options.seed), jnp.arange(batch_size)
+    )
+    # Traced: another temperature, top_k or top_p is no other program. Of top_k the next power of two is compiled in.
+    top_k, top_p = options.top_k, options.top_p
+    sampling = {
+        "temperature": np.float32(options.temperature or 1),
+        "penalty": np.float32(options.repetition_penalty),
+        "top_k": None if top_k is None else np.int32(min(top_k, config.vocab_size)),
+        "top_p": None if top_p is None else np.float32(top_p),
+    }
+    max_top_k = None if top_k is None else 1 << (min(top_k, config.vocab_size) - 1).bit_length()
+    static = {"greedy": options.temperature == 0, "max_top_k": max_top_k, "n_vocab": tok.n_vocab}
+    new, state = _prefill(
+        *prepared.prefill,
+        tokens,
+        lengths,
+        keys,
+        seen,
+        sampling,
+        cache_length=cache_length,
+        **static,
+    )
+    layout, compiler_options = prepared.decode(batch_size)
+    decode = compiled_decode(tuple((compiler_options or {}).items()))
+    stop_ids = codec.stop_ids | {int(s) for s in options.stop if _whole(s)}
+    stop_strings = [s for s in options.stop if isinstance(s, str)]
+    rows = [Row(codec.decoder(), stop_strings, stop_ids) for _ in prompt_ids]
+    chunk, generated = np.array(new)[:, None], 0
     while True:
-        chunk = chunk[:, : max_new_tokens - made]
-        made += chunk.shape[1]
-        pieces = [text.push(ids) for text, ids in zip(texts, chunk.tolist())]
-        if made >= max_new_tokens:
-            pieces = [piece + text.close() for piece, text in zip(pieces, texts)]
-        yield pieces
-        if made >= max_new_tokens or all(text.done for text in texts):
+        chunk = chunk[:, : max_new_tokens - generated]
+        generated += chunk.shape[1]
+        pieces = [row.push(ids) for row, ids in zip(rows, chunk.tolist())]
+        if generated >= max_new_tokens:
+            pieces = [piece + row.close("length") for piece, row in zip(pieces, rows)]
+        yield pieces, rows
+        if all(row.finish_reason for row in rows):
             return
-        new, state = _compiled(paired)(*layout, state, keys, numbers, **static)
+        new, state = decode(*layout, state, keys, sampling, **static)
         chunk = np.array(new)
 
 
 def generate(
-    model: nnx.Module | Prepared, tok, prompts: Sequence[str], max_new_tokens: int | None = None, **options
-) -> list[str]:
+    model: nnx.Module | Prepared,
+    tok,
+    prompts: Sequence[str],
+    max_new_tokens: int | None = None,
+    **options,
+) -> list[Completion]:
     """Continue each prompt until a stop token or string, `max_new_tokens` (default: 512), or the model's context is full.
 
-    Returns the new text alone, one string per prompt. `options` are the fields of `Options`: temperature, top_k, top_p,
-    repetition_penalty, stop, seed. `tok` is the model's tokenizer: a tiktoken encoding or `hub.tokenizer(...)`. Raises
-    `CourseError` for a prompt or a length that does not fit, or a tokenizer that is not the model's.
+    Returns a `Completion` for each prompt: the new text alone, its token ids, and why it ended. `options` are the
+    fields of `Options`: temperature, top_k, top_p, repetition_penalty, stop, seed. `tok` is the model's tokenizer: a
+    tiktoken encoding or `hf.hub.tokenizer(...)`. Raises `CourseError` for a prompt or a length that does not fit, or a
+    tokenizer that is not the model's.
     """
-    chunks = _chunks(model, tok, prompts, max_new_tokens, Options(**options))
-    return ["".join(pieces) for pieces in zip(*chunks)]
+    for _, rows in _run(model, tok, prompts, max_new_tokens, Options(**options)):
+        pass
+    return [Completion(row.text, row.ids, row.finish_reason) for row in rows]
 
 
 def stream(
     model: nnx.Module | Prepared, tok, prompt: str, max_new_tokens: int | None = None, **options
 ) -> Iterator[str]:
     """The same text as `generate` gives for one prompt, with the same options, piece by piece, as it is made."""
-    for (piece,) in _chunks(model, tok, [prompt], max_new_tokens, Options(**options)):
+    for (piece,), _ in _run(model, tok, [prompt], max_new_tokens, Options(**options)):
         if piece:
             yield piece

@@ -8,11 +8,11 @@ A starts random, B at zero: an adapted model starts exactly at its base. Only A 
 `nnx.LoRAParam`s, so the type is the filter: `train.fit(..., wrt=nnx.LoRAParam)`. Shapes are PEFT's, and so are the names
 `lora_A` and `lora_B`, the initialisation and the file format.
 
-    lora.inject(model, rank=8, alpha=16, targets=("q_proj", "v_proj"), rngs=nnx.Rngs(0))
+    lora.inject(model, rank=8, alpha=16, target_modules=("q_proj", "v_proj"), rngs=nnx.Rngs(0))
     lora.merge(model); lora.unmerge(model)
     with lora.disabled(model): ...                                  # the base, bit for bit
-    mine = lora.adapter(model); lora.swap(model, other)             # adapters are states on one base
-    lora.save_adapter(model, "folder"); lora.load_adapter(model, "folder")
+    mine = lora.adapter(model); lora.set_adapter(model, other)      # adapters are states on one base
+    hf.peft.save(model, "folder"); hf.peft.load(model, "folder")
 
 Layers may be stacked (weights with a leading axis L, as in every model of this course): A, B and s then get the same
 axis, so that each layer has an adapter, a rank and a scale of its own; s = 0 switches a layer off.
@@ -35,6 +35,7 @@ from utils import CourseError, kernels, transformer
 
 LINEAR = (nnx.Linear, transformer.Linear)
 TABLE = (nnx.Embed, transformer.Embed)
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Scale(nnx.Variable):
@@ -45,7 +46,7 @@ class DropoutKey(nnx.Variable):
     """One random key per layer of a stack, present while `dropout` is active."""
 
 
-class Kept(nnx.Variable):
+class Original(nnx.Variable):
     """The original weights of a merged layer, where `merge(keep=True)` was asked for."""
 
 
@@ -63,7 +64,7 @@ class Adapter(nnx.Module):
         stack: int | None,
         rank: int | Sequence[int],
         alpha: float | Sequence[float],
-        rank_stabilised: bool = False,
+        use_rslora: bool = False,
         layers: Sequence[int] | None = None,
         dropout: float = 0.0,
         rngs: nnx.Rngs,
@@ -88,11 +89,13 @@ class Adapter(nnx.Module):
         self.active, self.merged = True, False
         most = max(ranks)
         # PEFT's A: uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5).
-        A = jax.random.uniform(rngs.params(), (depth, most, inside), jnp.float32, -1, 1) / math.sqrt(inside)
+        A = jax.random.uniform(
+            rngs.params(), (depth, most, inside), jnp.float32, -1, 1
+        ) / math.sqrt(inside)
         # A smaller rank is the largest with zeros: rows of A that are zero meet columns of B that stay zero.
         A = A * (jnp.arange(most)[None, :, None] < jnp.array(ranks)[:, None, None])
         scale = [
-            a / (math.sqrt(r) if rank_stabilised else r) if i in chosen else 0.0
+            a / (math.sqrt(r) if use_rslora else r) if i in chosen else 0.0
             for i, (a, r) in enumerate(zip(alphas, ranks))
         ]
         one = stack is None
@@ -110,13 +113,15 @@ class Adapter(nnx.Module):
         """How many layers are stacked here; None for a single layer."""
         return self.lora_A.shape[0] if self.lora_A.ndim == 3 else None
 
-    def change(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def lora_delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         """s B A x, in x's dtype: two thin products, never the matrix B A. The scale goes where the numbers are fewest."""
         if self.dropout and hasattr(self, "key"):
             keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
         linear = kernels.linear
-        return linear(self.scale[...].astype(x.dtype) * linear(x, self.lora_A[...]), self.lora_B[...])
+        return linear(
+            self.scale[...].astype(x.dtype) * linear(x, self.lora_A[...]), self.lora_B[...]
+        )
 
     def delta(self) -> Float[Array, "*L out in"]:
         """Delta W = s B A in float32, per layer of a stack."""
@@ -136,10 +141,14 @@ class LoRALinear(Adapter):
     """A linear layer (flax's or `transformer.Linear`) with an adapter: x [..., in] -> [..., out]."""
 
     @classmethod
-    def from_linear(cls, linear: nnx.Module, *, rank: int, alpha: float, rngs: nnx.Rngs, **options) -> "LoRALinear":
+    def from_linear(
+        cls, linear: nnx.Module, *, rank: int, alpha: float, rngs: nnx.Rngs, **options
+    ) -> "LoRALinear":
         """The same layer with an adapter beside it; it gives exactly the same output until B is trained."""
         sizes, stack = features(linear)
-        return cls(linear, features=sizes, stack=stack, rank=rank, alpha=alpha, rngs=rngs, **options)
+        return cls(
+            linear, features=sizes, stack=stack, rank=rank, alpha=alpha, rngs=rngs, **options
+        )
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = self.base(x)
@@ -182,14 +191,20 @@ def features(module: nnx.Module) -> tuple[tuple[int, int], int | None]:
 
 
 def _per_layer(value, depth: int, name: str) -> list:
-    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value  # NumPy's numbers as Python's
+    value = (
+        value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    )  # NumPy's numbers as Python's
     values = list(value) if isinstance(value, Sequence) else [value] * depth
     if len(values) != depth:
-        raise CourseError(f"{name}: expected one number, or one for each of {depth} layers, found {len(values)}")
+        raise CourseError(
+            f"{name}: expected one number, or one for each of {depth} layers, found {len(values)}"
+        )
     return values
 
 
-def modules(model: nnx.Module, prefix: str = "") -> Iterator[tuple[str, nnx.Module, str, nnx.Module]]:
+def modules(
+    model: nnx.Module, prefix: str = ""
+) -> Iterator[tuple[str, nnx.Module, str, nnx.Module]]:
     """Every submodule, as (dotted path, parent, attribute name, module); the inside of an adapted layer is not entered."""
     for name, value in list(vars(model).items()):
         if isinstance(value, nnx.Module):
@@ -201,20 +216,24 @@ def modules(model: nnx.Module, prefix: str = "") -> Iterator[tuple[str, nnx.Modu
 
 def adapters(model: nnx.Module) -> dict[str, Adapter]:
     """The adapted layers of a model by dotted path. Raises `CourseError` when there are none."""
-    found = {path: module for path, _, _, module in modules(model) if isinstance(module, Adapter)}
-    if not found:
-        raise CourseError(f"{type(model).__name__}: has no adapter: call lora.inject(model, ...) first")
-    return found
+    adapted = {path: module for path, _, _, module in modules(model) if isinstance(module, Adapter)}
+    if not adapted:
+        raise CourseError(
+            f"{type(model).__name__}: has no adapter: call lora.inject(model, ...) first"
+        )
+    return adapted
 
 
-def matches(path: str, targets: str | Sequence[str]) -> bool:
+def matches(path: str, target_modules: str | Sequence[str]) -> bool:
     """PEFT's rule: names match the end of a path, part by part; a single string is a regular expression for all of it."""
-    if isinstance(targets, str):
+    if isinstance(target_modules, str):
         try:
-            return re.fullmatch(targets, path) is not None
+            return re.fullmatch(target_modules, path) is not None
         except re.error as error:
-            raise CourseError(f"targets: {targets!r} is not a regular expression ({error})") from None
-    return any(path == target or path.endswith(f".{target}") for target in targets)
+            raise CourseError(
+                f"target_modules: {target_modules!r} is not a regular expression ({error})"
+            ) from None
+    return any(path == target or path.endswith(f".{target}") for target in target_modules)
 
 
 def inject(
@@ -222,13 +241,13 @@ def inject(
     *,
     rank: int | Sequence[int] = 8,
     alpha: float | Sequence[float] = 16,
-    targets: str | Sequence[str] = ("q_proj", "v_proj"),
+    target_modules: str | Sequence[str] = ("q_proj", "v_proj"),
     layers: Sequence[int] | None = None,
-    rank_stabilised: bool = False,
+    use_rslora: bool = False,
     dropout: float = 0.0,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """Put an adapter on every linear layer whose path matches `targets`; changes `model` in place and returns it.
+    """Put an adapter on every linear layer whose path matches `target_modules`; changes `model` in place and returns it.
 
     `rank` and `alpha` are numbers, or one number per layer of the stack; `layers` switches the adapter on in those layers
     only. "lm_head" as a target means the output layer, also where it is the embedding table. Raises `CourseError`, the
@@ -237,30 +256,47 @@ def inject(
     everything = list(modules(model))
     if any(isinstance(module, Adapter) for *_, module in everything):
         raise CourseError(
-            f"{type(model).__name__}: already has adapters: swap them with lora.swap, or inject into a fresh base"
+            f"{type(model).__name__}: already has adapters: change them with lora.set_adapter, or inject into a fresh base"
         )
-    candidates = {path: (parent, name, m) for path, parent, name, m in everything if isinstance(m, LINEAR)}
-    tied = {p: (parent, n, m) for p, parent, n, m in everything if isinstance(m, TABLE) and n == "embed_tokens"}
+    candidates = {
+        path: (parent, name, m) for path, parent, name, m in everything if isinstance(m, LINEAR)
+    }
+    tied = {
+        p: (parent, n, m)
+        for p, parent, n, m in everything
+        if isinstance(m, TABLE) and n == "embed_tokens"
+    }
     is_tied = bool(tied) and not any(path.split(".")[-1] == "lm_head" for path in candidates)
-    patterns = [targets] if isinstance(targets, str) else list(targets)
+    patterns = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not patterns:
-        raise CourseError("targets: expected at least one name, found none: nothing would be adapted")
+        raise CourseError(
+            "target_modules: expected at least one name, found none: nothing would be adapted"
+        )
     chosen: dict[str, tuple] = {}
     for pattern in patterns:
-        rule = pattern if isinstance(targets, str) else [pattern]
-        hits = {path: found for path, found in candidates.items() if matches(path, rule)}
+        rule = pattern if isinstance(target_modules, str) else [pattern]
+        hits = {path: entry for path, entry in candidates.items() if matches(path, rule)}
         if not hits and pattern == "lm_head" and is_tied:
             hits = tied
         if not hits and is_tied and any(matches(path, rule) for path in tied):
             raise CourseError(
-                f"targets: {pattern} is also the output layer of this model, and an adapter would change both: "
+                f"target_modules: {pattern} is also the output layer of this model, and an adapter would change both: "
                 "target lm_head for the output layer alone"
             )
         if not hits:
-            raise CourseError(f"targets: {pattern!r} matches no linear layer; {_closest(pattern, candidates)}")
+            raise CourseError(
+                f"target_modules: {pattern!r} matches no linear layer; {_closest(pattern, candidates)}"
+            )
         chosen |= hits
-    options = dict(rank=rank, alpha=alpha, num_hidden_layers=layers, use_rslora=rank_stabilised, dropout=dropout, rngs=rngs)
-    made = []
+    options = dict(
+        rank=rank,
+        alpha=alpha,
+        num_hidden_layers=layers,
+        use_rslora=use_rslora,
+        dropout=dropout,
+        rngs=rngs,
+    )
+    replacements = []
     for path, (parent, name, module) in chosen.items():
         try:
             if isinstance(module, TABLE):
@@ -269,8 +305,12 @@ def inject(
                 new = LoRALinear.from_linear(module, **options)
         except CourseError as error:
             raise CourseError(f"{path}: {error}") from None
-        made.append((parent, name, new))
-    for parent, name, new in made:  # only now, so that an error above leaves the model as it was
+        replacements.append((parent, name, new))
+    for (
+        parent,
+        name,
+        new,
+    ) in replacements:  # only now, so that an error above leaves the model as it was
         setattr(parent, name, new)
     return model
 
@@ -287,16 +327,18 @@ def _closest(pattern: str, candidates) -> str:
 @contextlib.contextmanager
 def disabled(model: nnx.Module):
     """Inside, the model is its base, bit for bit. Refused while merged: the base is not there to go back to."""
-    found = adapters(model)
-    if any(a.merged for a in found.values()):
-        raise CourseError("disabled: the adapter is merged into the weights: call lora.unmerge(model) first")
-    before = {path: a.active for path, a in found.items()}
+    adapted = adapters(model)
+    if any(a.merged for a in adapted.values()):
+        raise CourseError(
+            "disabled: the adapter is merged into the weights: call lora.unmerge(model) first"
+        )
+    before = {path: a.active for path, a in adapted.items()}
     try:
-        for a in found.values():
+        for a in adapted.values():
             a.active = False
         yield model
     finally:
-        for path, a in found.items():
+        for path, a in adapted.items():
             a.active = before[path]
 
 
@@ -307,14 +349,14 @@ def dropout(model: nnx.Module, key: Array):
     A random state kept *in* the model would be split off and dropped by a pure training step, which would then repeat one
     mask for ever. Use it inside the loss function.
     """
-    found = adapters(model)
+    adapted = adapters(model)
     try:
-        for i, a in enumerate(found.values()):
+        for i, a in enumerate(adapted.values()):
             one = jax.random.fold_in(key, i)
             a.key = DropoutKey(one if a.stack is None else jax.random.split(one, a.stack))
         yield model
     finally:
-        for a in found.values():
+        for a in adapted.values():
             del a.key
 
 
@@ -325,21 +367,25 @@ def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
     rounding: about 1e-7 of a weight in float32, but 1 part in 256 in bfloat16, so `keep=True` keeps a copy of the
     original weights, and `unmerge` then restores every bit. Refused for a tied head and for weights that are not floats.
     """
-    found = adapters(model)
-    for path, a in found.items():
+    adapted = adapters(model)
+    for path, a in adapted.items():
         if isinstance(a, LoRATiedHead):
-            raise CourseError(f"{path}: merge: the table is also the embedding; keep this adapter unmerged")
+            raise CourseError(
+                f"{path}: merge: the table is also the embedding; keep this adapter unmerged"
+            )
         if a.merged:
-            raise CourseError(f"{path}: merge: is merged already; merging twice would add the change twice")
+            raise CourseError(
+                f"{path}: merge: is merged already; merging twice would add the change twice"
+            )
         if not jnp.issubdtype(a.matrix().dtype, jnp.floating):
             raise CourseError(
                 f"{path}: merge: the base is quantised ({a.matrix().dtype}) and cannot take the change: "
                 "dequantise it first, or keep the adapter unmerged"
             )
-    for a in found.values():
+    for a in adapted.values():
         weight = a.matrix()
         if keep:
-            a.kept = Kept(weight[...])
+            a.original = Original(weight[...])
         weight[...] = _add(weight[...], a.oriented(a.delta()))
         a.merged = True
     return model
@@ -347,23 +393,25 @@ def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
 
 def unmerge(model: nnx.Module) -> nnx.Module:
     """Undo `merge`: exact to the bit after `merge(keep=True)`, otherwise up to the rounding of the weights' dtype."""
-    found = adapters(model)
-    for path, a in found.items():
+    adapted = adapters(model)
+    for path, a in adapted.items():
         if not a.merged:
-            raise CourseError(f"{path}: unmerge: is not merged; subtracting the change would damage the base")
-    for a in found.values():
+            raise CourseError(
+                f"{path}: unmerge: is not merged; subtracting the change would damage the base"
+            )
+    for a in adapted.values():
         weight = a.matrix()
-        if hasattr(a, "kept"):
-            weight[...] = a.kept[...]
-            del a.kept
+        if hasattr(a, "original"):
+            weight[...] = a.original[...]
+            del a.original
         else:
             weight[...] = _add(weight[...], -a.oriented(a.delta()))
         a.merged = False
     return model
 
 
-def _add(weight, change):
-    return (weight.astype(jnp.float32) + change).astype(weight.dtype)
+def _add(weight, delta):
+    return (weight.astype(jnp.float32) + delta).astype(weight.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------ as a state
@@ -377,26 +425,38 @@ def adapter(model: nnx.Module) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def swap(model: nnx.Module, state: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
-    """Put another adapter (from `adapter` or `combine`) on the same base; returns the one that was there.
+def set_adapter(
+    model: nnx.Module, state: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Put another adapter (from `adapter` or `add_weighted_adapter`) on the same base; returns the one that was there.
 
-    Ranks may differ, targets may not. Raises `CourseError`, the model unchanged, when paths or widths do not fit.
+    Ranks may differ, target modules may not. Raises `CourseError`, the model unchanged, when paths or shapes do not fit.
     """
-    found = adapters(model)
-    if any(a.merged for a in found.values()):
-        raise CourseError("swap: the adapter is merged into the weights: call lora.unmerge(model) first")
-    if difference := sorted(found.keys() ^ state.keys()):
-        where = "the model only" if difference[0] in found else "the adapter only"
-        raise CourseError(f"swap: {difference[0]} is in {where}: was this adapter made with other targets?")
-    for path, a in found.items():
+    adapted = adapters(model)
+    if any(a.merged for a in adapted.values()):
+        raise CourseError(
+            "set_adapter: the adapter is merged into the weights: call lora.unmerge(model) first"
+        )
+    if difference := sorted(adapted.keys() ^ state.keys()):
+        where = "the model only" if difference[0] in adapted else "the adapter only"
+        raise CourseError(
+            f"set_adapter: {difference[0]} is in {where}: was this adapter made with other target_modules?"
+        )
+    for path, a in adapted.items():
         rank = state[path]["lora_A"].shape[-2]
         (*stack, _, inside), (*_, outside, _) = a.lora_A.shape, a.lora_B.shape
-        shapes = {"lora_A": (*stack, rank, inside), "lora_B": (*stack, outside, rank), "scale": (*stack,)}
+        shapes = {
+            "lora_A": (*stack, rank, inside),
+            "lora_B": (*stack, outside, rank),
+            "scale": (*stack,),
+        }
         for name, expected in shapes.items():
             if (new := state[path][name].shape) != expected:
-                raise CourseError(f"{path}.{name}: expected {expected}, found {new}: made for another base?")
+                raise CourseError(
+                    f"{path}.{name}: expected {expected}, found {new}: made for another base?"
+                )
     before = adapter(model)
-    for path, a in found.items():
+    for path, a in adapted.items():
         a.lora_A = nnx.LoRAParam(jnp.asarray(state[path]["lora_A"]))
         a.lora_B = nnx.LoRAParam(jnp.asarray(state[path]["lora_B"]))
         a.scale = Scale(jnp.asarray(state[path]["scale"]))
@@ -404,27 +464,42 @@ def swap(model: nnx.Module, state: dict[str, dict[str, np.ndarray]]) -> dict[str
 
 
 def stacked(state: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
-    """An adapter (from `adapter`) of layers that stand apart, as `model.unstacked()` has them, for the stacked model."""
-    together: dict[str, list] = {}
+    """An adapter (from `adapter`) of unrolled layers, `layers.0.`, `layers.1.`, ..., as one for the stacked model."""
+    by_path: dict[str, dict[int, dict]] = {}
     for path, arrays in state.items():
-        together.setdefault(re.sub(r"\blayers\.\d+\.", "layers.", path), []).append(arrays)
+        number = re.search(r"\blayers\.(\d+)\.", path)
+        by_path.setdefault(re.sub(r"\blayers\.\d+\.", "layers.", path), {})[
+            int(number[1]) if number else -1
+        ] = arrays
     return {
-        path: {name: np.stack([arrays[name] for arrays in each]) for name in each[0]} if path not in state else each[0]
-        for path, each in together.items()
+        # By number: sorted as text, layer 10 would come before layer 2.
+        path: layers[-1]
+        if -1 in layers
+        else {
+            name: np.stack([layers[i][name] for i in sorted(layers)])
+            for name in ("lora_A", "lora_B", "scale")
+        }
+        for path, layers in by_path.items()
     }
 
 
-def combine(*weighted: tuple[dict[str, dict[str, np.ndarray]], float]) -> dict[str, dict[str, np.ndarray]]:
-    """The weighted sum of adapters with the same targets, as one adapter whose rank is the sum of theirs.
+def add_weighted_adapter(
+    *weighted: tuple[dict[str, dict[str, np.ndarray]], float],
+) -> dict[str, dict[str, np.ndarray]]:
+    """The weighted sum of adapters with the same target modules, as one adapter whose rank is the sum of theirs.
 
     sum_i w_i s_i B_i A_i is one product: the A_i stacked on top of each other, the w_i s_i B_i side by side.
     """
     if not weighted:
-        raise CourseError("combine: expected at least one pair (adapter, weight), found none")
+        raise CourseError(
+            "add_weighted_adapter: expected at least one pair (adapter, weight), found none"
+        )
     first = weighted[0][0]
     for state, _ in weighted:
         if state.keys() != first.keys():
-            raise CourseError("combine: expected adapters with the same targets, found different ones")
+            raise CourseError(
+                "add_weighted_adapter: expected adapters with the same target modules, found different ones"
+            )
         for path in first:
             found, expected = (
                 (s[path]["lora_A"].shape[-1], s[path]["lora_B"].shape[-2], s[path]["scale"].shape)
@@ -432,13 +507,14 @@ def combine(*weighted: tuple[dict[str, dict[str, np.ndarray]], float]) -> dict[s
             )
             if found != expected:
                 raise CourseError(
-                    f"combine: {path}: expected adapters of one base (in, out, layers {expected}), found {found}"
+                    f"add_weighted_adapter: {path}: expected adapters of one base (in, out, layers {expected}), found {found}"
                 )
     return {
         path: {
             "lora_A": np.concatenate([s[path]["lora_A"] for s, _ in weighted], axis=-2),
             "lora_B": np.concatenate(
-                [w * s[path]["scale"][..., None, None] * s[path]["lora_B"] for s, w in weighted], axis=-1
+                [w * s[path]["scale"][..., None, None] * s[path]["lora_B"] for s, w in weighted],
+                axis=-1,
             ),
             "scale": np.ones_like(first[path]["scale"]),
         }
@@ -475,18 +551,20 @@ class Counts:
 def count(model: nnx.Module) -> Counts:
     """Parameters of the adapter and of the base, from shapes. Layers switched off, and zero padding, count too."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    small = sum(math.prod(leaf.shape) for _, leaf in flat if isinstance(leaf, nnx.LoRAParam) or _is_lora(leaf))
+    small = sum(
+        math.prod(leaf.shape)
+        for _, leaf in flat
+        if isinstance(leaf, nnx.LoRAParam) or _is_lora(leaf)
+    )
     return Counts(adapter=small, base=sum(math.prod(leaf.shape) for _, leaf in flat) - small)
 
 
-def _is_lora(leaf) -> bool:  # flax before 0.12 hands out VariableState, which carries the type in `type`
+def _is_lora(
+    leaf,
+) -> bool:  # flax before 0.12 hands out VariableState, which carries the type in `type`
     return isinstance(getattr(leaf, "type", None), type) and issubclass(leaf.type, nnx.LoRAParam)
 
 
 def parameters(features: tuple[int, int], rank: int) -> int:
     """How many numbers an adapter of this rank has on one layer: R (in + out)."""
     return rank * (features[0] + features[1])
-
-
-# Files are a matter of their own; they belong to this module's names. (At the end: that module imports this one.)
-from utils.hf.peft import load, save  # noqa: E402, F401

@@ -1,12 +1,12 @@
 """Sharding: which device keeps which part of which array.
 
-A mesh is a grid of devices with two named axes. Along `fsdp` every device keeps a part of each weight and gathers the rest
+A mesh is a grid of devices with two named axes. Along `fsdp` every device keeps a part of each weight and all-gathers the rest
 for the moment it is used; the batch is split along it too. Along `tp` (tensor parallel) every device keeps whole heads and
 whole MLP features and computes with those alone. One table of rules, matched by the last names of a parameter's path, says
 which dimension lies along which axis: for weights, adapters and the optimiser's state alike.
 
     mesh = sharding.make_mesh(fsdp=4, tp=2)
-    model = weights.load(name, mesh=mesh); lora.inject(model, ...); sharding.shard(model, mesh)
+    model = hf.weights.load(name, mesh=mesh); lora.inject(model, ...); sharding.shard(model, mesh)
     train.fit(model, batches, ..., mesh=mesh)
 
 You annotate, the compiler communicates. Without a mesh every function of this module that the model calls does nothing.
@@ -50,18 +50,30 @@ class Rules:
         for names, rule in ((COLUMN, self.column), (ROW, self.row), (TABLE, self.table)):
             if module in names:
                 out, inside = rule
-                last = {"weight": (out, inside), "bias": (out,), "lora_A": (None, inside), "lora_B": (out, None)}
+                last = {
+                    "weight": (out, inside),
+                    "bias": (out,),
+                    "lora_A": (None, inside),
+                    "lora_B": (out, None),
+                }
                 spec = last.get(leaf, ())
                 return P(*[None] * (ndim - len(spec)), *spec)
         return P()
 
-    def sharding(self, mesh: Mesh, path: str, shape: tuple[int, ...], kv_heads: int | None = None) -> NamedSharding:
+    def sharding(
+        self, mesh: Mesh, path: str, shape: tuple[int, ...], num_key_value_heads: int | None = None
+    ) -> NamedSharding:
         """The sharding of a parameter on `mesh`. Raises `CourseError`, naming the axis, if it does not divide.
 
-        `kv_heads`: where there are fewer of them than `tp` could share out, k and v are whole on every device along tp.
+        Where `num_key_value_heads` does not divide over tp, k and v are replicated along tp.
         """
+        kv_heads = num_key_value_heads
         spec = self.spec(path, len(shape))
-        if kv_heads and kv_heads % mesh.shape["tp"] and any(f".{name}." in f".{path}" for name in ("k_proj", "v_proj")):
+        if (
+            kv_heads
+            and kv_heads % mesh.shape["tp"]
+            and any(f".{name}." in f".{path}" for name in ("k_proj", "v_proj"))
+        ):
             spec = _without(spec, "tp")
         for size, axis in zip(shape, spec):
             count = mesh.shape[axis] if axis is not None else 1
@@ -86,21 +98,26 @@ def make_mesh(*, fsdp: int = 1, tp: int = 1, devices=None) -> Mesh:
         raise CourseError(
             f"mesh: expected fsdp x tp of 1 to {len(devices)} (the devices here), found {fsdp} x {tp} = {fsdp * tp}"
         )
-    return jax.make_mesh((fsdp, tp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: fsdp * tp])
+    return jax.make_mesh(
+        (fsdp, tp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: fsdp * tp]
+    )
 
 
 def check(config, *, fsdp: int = 1, tp: int = 1) -> None:
     """Refuse, before anything is loaded, a mesh over which a model's sizes do not divide; the message names the axis.
 
-    Key/value heads are not asked about: those that do not divide over `tp` are kept whole on every device along it.
+    Key/value heads need not divide: then they are replicated along `tp`.
     """
     for axis, count in (("fsdp", fsdp), ("tp", tp)):
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise CourseError(f"{axis}: expected a whole number of at least 1, found {count!r}")
     c = config
-    split = {"heads": (c.num_attention_heads, tp), "intermediate_size": (c.intermediate_size, tp), "vocab_size": (c.vocab_size, tp)}
-    for name, (size, count) in (split | {"width": (c.hidden_size, fsdp)}).items():
-        axis = "fsdp" if name == "width" else "tp"
+    tp_sizes = {
+        name: getattr(c, name)
+        for name in ("num_attention_heads", "intermediate_size", "vocab_size")
+    }
+    for name, size in (tp_sizes | {"hidden_size": c.hidden_size}).items():
+        axis, count = ("fsdp", fsdp) if name == "hidden_size" else ("tp", tp)
         if size % count:
             fitting = [n for n in range(1, count) if size % n == 0][-4:]
             raise CourseError(
@@ -109,34 +126,40 @@ def check(config, *, fsdp: int = 1, tp: int = 1) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------------------- placing arrays
+# ------------------------------------------------------------------------------------------------- arrays over a mesh
 
 
 def _path(keys) -> str:
     """A pytree path as dotted names; flax's variables add a last, nameless level of their own."""
-    names = [str(next(getattr(key, n) for n in ("key", "name", "idx") if hasattr(key, n))) for key in keys]
+    names = [
+        str(next(getattr(key, n) for n in ("key", "name", "idx") if hasattr(key, n)))
+        for key in keys
+    ]
     return ".".join(name for name in names if name not in ("value", "raw_value"))
 
 
-def shardings(tree: Any, mesh: Mesh, config=None, rules: Rules | None = None, prefix: str = "") -> Any:
+def shardings(
+    tree: Any, mesh: Mesh, config=None, rules: Rules | None = None, prefix: str = ""
+) -> Any:
     """The NamedSharding of every array of a pytree: a model's state, its gradients, an optimiser's state.
 
     An optimiser keeps its moments under the names of the parameters they belong to, so the same rules find them.
     """
     rules, kv_heads = rules or Rules(), getattr(config, "num_key_value_heads", None)
     return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: rules.sharding(mesh, prefix + _path(keys), tuple(leaf.shape), kv_heads), tree
+        lambda keys, leaf: rules.sharding(mesh, prefix + _path(keys), tuple(leaf.shape), kv_heads),
+        tree,
     )
 
 
-def place(tree: Any, mesh: Mesh, config=None, rules: Rules | None = None) -> Any:
-    """The same pytree with every array laid out over the mesh. Every process calls it with equal arrays."""
+def device_put(tree: Any, mesh: Mesh, config=None, rules: Rules | None = None) -> Any:
+    """`jax.device_put` of a pytree by the rules. Every process calls it with equal arrays."""
 
     def put(leaf, sharding):
         if jax.process_count() == 1 or not leaf.is_fully_addressable:
             return jax.device_put(leaf, sharding)
-        whole = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: whole[index])
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(put, tree, shardings(tree, mesh, config, rules))
 
@@ -147,22 +170,28 @@ def shard(model: nnx.Module, mesh: Mesh, rules: Rules | None = None) -> nnx.Modu
     Raises `CourseError` that names the axis, the model unchanged, for sizes that do not divide.
     """
     check(model.config, **mesh.shape)
-    nnx.update(model, place(nnx.state(model), mesh, model.config, rules))
+    nnx.update(model, device_put(nnx.state(model), mesh, model.config, rules))
     return model
 
 
 def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Arrays [B, ...] split over `fsdp`, row by row, and whole along `tp`; `axis` is that of the rows.
+    """Arrays [B, ...] split over `fsdp`, row by row, and replicated along `tp`; `axis` is that of the rows.
 
     With several processes each passes its own rows, and the batch is all of them together. Raises `CourseError` when the
     rows do not divide.
     """
-    here = {row for (row, _), device in np.ndenumerate(mesh.devices) if device.process_index == jax.process_index()}
+    here = {
+        row
+        for (row, _), device in np.ndenumerate(mesh.devices)
+        if device.process_index == jax.process_index()
+    }
 
     def put(array):
         rows = array.shape[axis]
         if rows % len(here):
-            of = "" if len(here) == mesh.shape["fsdp"] else f" ({len(here)} of them in this process)"
+            of = (
+                "" if len(here) == mesh.shape["fsdp"] else f" ({len(here)} of them in this process)"
+            )
             raise CourseError(
                 f"batch: {rows} rows do not divide over fsdp={mesh.shape['fsdp']}{of}: choose a batch that does"
             )
@@ -178,28 +207,34 @@ def shard_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """x, laid out as `axes` say, one for each dimension; an axis that does not divide its dimension is left out.
+    """x with a sharding constraint: `axes` name a mesh axis for each dimension, or None.
 
-    Without a mesh (`jax.set_mesh`) it is x. The compiler would find a layout of its own for every array in between, and
-    where two of them disagree it moves, or copies, whole arrays: a few fixed points keep it from that.
+    Without a mesh (`jax.set_mesh`) it is x; an axis that does not divide its dimension is left out. The compiler would
+    choose a layout for every intermediate array, and where two of its choices disagree it reshards whole arrays
+    ("involuntary full rematerialization"): a few constraints keep it from that.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = [axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(x.shape, axes)]
+    spec = [
+        axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(x.shape, axes)
+    ]
     return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
-def gather(tree: Any, config=None, prefix: str = "") -> Any:
-    """Parameters as they are used: put together along `fsdp`, still apart along `tp`. Their gradients come back so, too.
+def all_gather(params: Any, config=None, prefix: str = "") -> Any:
+    """Parameters as a layer uses them: all-gathered along `fsdp`, still split along `tp`.
 
-    `prefix`: the name of the layer, where the tree has none, such as "lm_head.".
+    In the backward pass their gradients are reduce-scattered, into the layout the parameters have. `prefix` is the name of the
+    layer where the tree has none, such as "lm_head.".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return tree
-    specs = jax.tree.map(lambda s: _without(s.spec, "fsdp"), shardings(tree, mesh, config, prefix=prefix))
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
+        return params
+    specs = jax.tree.map(
+        lambda s: _without(s.spec, "fsdp"), shardings(params, mesh, config, prefix=prefix)
+    )
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
 
 
 # ------------------------------------------------------------------------------------------------------- what lies where
@@ -226,13 +261,18 @@ class Report:
         return sum(sum(kinds.values()) for kinds in self.devices.values())
 
     def __str__(self) -> str:
-        kinds = sorted({kind for found in self.devices.values() for kind in found}, key="base adapter optimiser".find)
+        kinds = sorted(
+            {kind for sizes in self.devices.values() for kind in sizes},
+            key="base adapter optimiser".find,
+        )
         rows = [["device", *(f"{kind} MB" for kind in kinds), "sum MB"]]
-        for device, found in self.devices.items():
-            sizes = [*(found.get(kind, 0) for kind in kinds), sum(found.values())]
-            rows.append([device, *(f"{size / 1e6:,.3f}" for size in sizes)])
+        for device, sizes in self.devices.items():
+            columns = [*(sizes.get(kind, 0) for kind in kinds), sum(sizes.values())]
+            rows.append([device, *(f"{size / 1e6:,.3f}" for size in columns)])
         widths = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows)
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows
+        )
 
 
 def report(model: nnx.Module, opt_state: Any = None) -> Report:
@@ -251,30 +291,8 @@ def report(model: nnx.Module, opt_state: Any = None) -> Report:
 
 def parts(array: Array | jax.ShapeDtypeStruct) -> dict[tuple[int, int, int, int], list[int]]:
     """(first row, end row, first column, end column) of a matrix, or of the last two dimensions -> the devices' numbers."""
-    found = collections.defaultdict(list)
+    devices_of = collections.defaultdict(list)
     for device, index in array.sharding.devices_indices_map(tuple(array.shape)).items():
         ends = [(0, 1), *(s.indices(size)[:2] for s, size in zip(index, array.shape))][-2:]
-        found[(*ends[0], *ends[1])].append(device.id)
-    return {where: sorted(devices) for where, devices in sorted(found.items())}
-
-
-def picture(array: Array | jax.ShapeDtypeStruct, title: str = "Which device holds which part"):
-    """A drawing of `parts`, (figure, axes): each rectangle bears its devices' numbers, so that no colour is needed.
-
-    `array` is anything with a shape and a sharding; nothing need be allocated to draw a plan.
-    """
-    from utils.course import plot
-
-    figure, axes = plot.figure(4.8, 3.2)
-    found = parts(array)
-    tops, lefts = (sorted({where[i] for where in found}) for i in (0, 2))
-    for (top, bottom, left, right), devices in found.items():
-        shade = "white" if (tops.index(top) + lefts.index(left)) % 2 else "#dddad2"
-        box = plot.plt.Rectangle((left, top), right - left, bottom - top, facecolor=shade, edgecolor=plot.INK)
-        axes.add_patch(box)
-        label = ", ".join(map(str, devices))
-        axes.text((left + right) / 2, (top + bottom) / 2, label, ha="center", va="center", fontsize="small")
-    rows, columns = [1, *array.shape][-2:]
-    axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel="column", ylabel="row", title=title)
-    axes.grid(False)
-    return figure, axes
+        devices_of[(*ends[0], *ends[1])].append(device.id)
+    return {place: sorted(devices) for place, devices in sorted(devices_of.items())}

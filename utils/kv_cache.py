@@ -1,0 +1,64 @@
+"""The KV cache: keys and values of the tokens already read, so that a new token costs its own work alone.
+
+A cache is a list with an entry for each layer; place s of an entry belongs to the token at position s. Arrays are never changed
+in place: `update` returns the new ones, and under `jax.jit` with the cache donated XLA writes them over the old.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class LayerCache(NamedTuple):
+    """Keys and values of one layer, laid out so that both products of attention, q k and then weights times v, read a
+    head's places in memory order."""
+
+    k: Float[Array, "B K H S"]
+    v: Float[Array, "B K S H"]
+
+    def update(
+        self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], positions: Int[Array, "B T"]
+    ) -> "LayerCache":
+        """The cache with new keys and values written to their positions, each row to its own.
+
+        Positions beyond the last place belong to rows that have ended: those are written over the last one.
+        """
+        rows = jnp.arange(len(positions))[:, None]
+        return LayerCache(
+            self.k.at[rows, :, :, positions].set(k.astype(self.k.dtype), mode="clip"),
+            self.v.at[rows, :, positions].set(v.astype(self.v.dtype), mode="clip"),
+        )
+
+    def prefill(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "LayerCache":
+        """An empty cache with a prompt's keys and values in its first T places."""
+        k, v = (
+            jnp.moveaxis(k, 1, 3).astype(self.k.dtype),
+            jnp.moveaxis(v, 1, 2).astype(self.v.dtype),
+        )
+        return LayerCache(
+            *(jax.lax.dynamic_update_slice(old, new, [0] * 4) for old, new in zip(self, (k, v)))
+        )
+
+    @property
+    def keys_values(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
+        """Keys and values with the axes that `attention` names: the compiler moves nothing."""
+        return jnp.moveaxis(self.k, 3, 1), jnp.moveaxis(self.v, 2, 1)
+
+
+KVCache = list[LayerCache]
+
+
+def new_cache(
+    num_layers: int,
+    batch_size: int,
+    num_key_value_heads: int,
+    head_dim: int,
+    cache_length: int,
+    dtype,
+) -> KVCache:
+    """An empty cache for `batch_size` rows of `cache_length` tokens."""
+    shape = batch_size, num_key_value_heads, head_dim, cache_length
+    k, v = jnp.zeros(shape, dtype), jnp.zeros((*shape[:2], cache_length, head_dim), dtype)
+    return [LayerCache(k, v) for _ in range(num_layers)]
