@@ -1,12 +1,12 @@
 """Make `.venv` and install everything the course needs into it. `make install` runs this.
 
-It uses `uv` when it is there and Python's own `venv` and `pip` when it is not, so a bare Debian with python3, make and
-git is enough. What was installed is remembered as a stamp, the hash of the requirement files, the constraints and the
-Python version: with nothing changed a second call returns at once. The stamp is written last, so an installation that
-was interrupted is done again.
+It uses `uv` when it is there and Python's own `venv` and `pip` when it is not, so a bare Debian
+with python3, make and git is enough. What was installed is remembered as a stamp, the hash of the
+requirement files, the constraints and the Python version: with nothing changed a second call
+returns at once. The stamp is written last, so an installation that was interrupted is done again.
 
-This file runs before anything is installed, on whatever Python the user has: standard library only, and its syntax
-must be readable by an old Python 3, so that the refusal below is what the user sees.
+This file runs before anything is installed, on whatever Python the user has: standard library only,
+and its syntax must be readable by an old Python 3, so that the refusal below is what the user sees.
 """
 
 import argparse
@@ -83,9 +83,12 @@ def create(venv, uv):
 
 
 def torch_index(files):
-    """torch's own index where torch is required and the index is reached: its build without CUDA is a tenth of PyPI's."""
-    lines = [line for path in files for line in open(path, encoding="utf-8")]
-    if not any(line.startswith("torch==") for line in lines):
+    """torch's own index, where torch is required and the index answers: builds without CUDA."""
+    text = ""
+    for path in files:
+        with open(path, encoding="utf-8") as f:
+            text += "\n" + f.read()
+    if "\ntorch" not in text:
         return None
     try:
         urllib.request.urlopen(TORCH_INDEX + "/torch/", timeout=10).close()
@@ -101,7 +104,7 @@ def install(venv, requirements, constraints, uv):
     env = dict(os.environ)
     if uv:
         command = [uv, "pip", "install", "--quiet", "--python", venv_python(venv)] + wanted
-        if index:  # uv takes torch alone from there, pip whatever is newest
+        if index:  # uv takes only torch's packages from there
             env.setdefault("UV_TORCH_BACKEND", "cpu")
     else:
         command = [venv_python(venv), "-m", "pip", "install", "--quiet"] + wanted
@@ -122,7 +125,9 @@ def main():
     parser.add_argument("--venv", default=os.path.join(ROOT, ".venv"))
     parser.add_argument("--requirements", default=os.path.join(ROOT, "requirements.txt"))
     parser.add_argument("--constraints", default=os.path.join(ROOT, "constraints.txt"))
-    parser.add_argument("--this-python", action="store_true", help="remake a venv of another Python")
+    parser.add_argument(
+        "--this-python", action="store_true", help="remake a venv of another Python"
+    )
     args = parser.parse_args()
     if args.constraints in ("", "none"):
         args.constraints = None
@@ -132,7 +137,8 @@ def main():
 
     here = "%d.%d" % sys.version_info[:2]
     there = version_of(venv_python(args.venv))
-    # An environment of another supported Python stays as it is unless a Python was asked for by name.
+    # An environment of another supported Python stays as it is unless a Python was asked for by
+    # name.
     keep = there is not None and (there == here or not args.this_python)
     keep = keep and tuple(map(int, there.split("."))) >= OLDEST
     python = there if keep else here

@@ -1,1 +1,1 @@
-"""The course's port against the reference implementations: torch, transformers and peft, live (`make test-peers`)."""
+"""The course's port against torch, transformers and peft themselves (`make test-peers`)."""

@@ -1,4 +1,4 @@
-"""Ask the reference implementations, which live in an environment of their own: see programs/reference.py."""
+"""Ask the reference implementations, which live in an environment of their own."""
 
 import itertools
 import json
@@ -9,30 +9,27 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-MISSING = "no .venv-peers here: run `make install-peers`, or `make test-peers`, which installs it and runs these tests"
+MISSING = (
+    "no .venv-peers here: `make install-peers` makes it, `make test-peers` also runs these tests"
+)
 
 
 class Peer:
-    """A process that imported torch, transformers and peft once (five seconds) and answers until it is closed.
+    """A process that imports torch, transformers and peft once and answers until it is closed.
 
-    peer.logits(folder=..., tokens=...)     # any function of programs/reference.py: JSON, paths and arrays in and out
+    `peer.logits(folder=..., tokens=...)` calls the function of that name in programs/reference.py:
+    arguments and results are what JSON knows, paths, and NumPy arrays.
     """
 
     def __init__(self, folder: Path):
-        """`folder` is where the arrays are exchanged."""
+        """`folder` is where arrays are exchanged."""
         self.folder, self.numbers = folder, itertools.count()
-        self.log = open(
-            folder / "log.txt", "w"
-        )  # what the libraries say: shown when the process dies
-        program = Path(__file__).parent / "programs" / "reference.py"
-        pipes = {
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": self.log,
-            "text": True,
-        }
-        self.process = subprocess.Popen([PYTHON, program], cwd=ROOT, **pipes)
-        self._answer()  # ready
+        self.log = folder / "log.txt"  # what the libraries print: shown when the process dies
+        command = [PYTHON, Path(__file__).parent / "programs" / "reference.py"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, **pipes)
+        self._answer()  # it is ready
 
     def __getattr__(self, function: str):
         return lambda **arguments: self.call(function, **arguments)
@@ -55,10 +52,8 @@ class Peer:
     def _answer(self):
         line = self.process.stdout.readline()
         if not line:
-            log = Path(self.log.name).read_text()
-            raise RuntimeError(
-                f"the peers' process ended with status {self.process.wait()}:\n{log[-3000:]}"
-            )
+            status, log = self.process.wait(), self.log.read_text()[-3000:]
+            raise RuntimeError(f"the peers' process ended with status {status}:\n{log}")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"in the peers' process:\n{answer['error']}")
@@ -67,14 +62,11 @@ class Peer:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(timeout=60)
-        self.log.close()
 
 
 def _with_arrays(value, stored):
-    if isinstance(value, dict):
-        return (
-            stored[value["array"]]
-            if value.keys() == {"array"}
-            else {k: _with_arrays(v, stored) for k, v in value.items()}
-        )
-    return value
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"array"}:
+        return stored[value["array"]]
+    return {name: _with_arrays(item, stored) for name, item in value.items()}

@@ -64,8 +64,9 @@ def test_hidden_states(ours, smollm2, tok, peer):
 
 
 def test_128_greedy_tokens_on_10_prompts(ours, smollm2, tok, peer):
-    """Ours are made in one batch of prompts of unequal lengths. A text is greedy when each token of it is the likeliest
-    after those before it: so transformers needs one pass over each text, where it would need 128 to write it itself."""
+    """Ours are made in one batch of prompts of unequal lengths. A text is greedy when each token of
+    it is the likeliest after those before it: so transformers needs one pass over each text, where
+    it would need 128 to write it itself."""
     prompts = [tok.chat([{"role": "user", "content": question}]) for question in QUESTIONS]
     completions = generate.generate(ours, tok, prompts, MAX_NEW_TOKENS, temperature=0)
     for prompt, completion in zip(prompts, completions):

@@ -62,7 +62,7 @@ def test_bfloat16_errs_as_little_as_transformers_does(peer):
     assert ours.mean() < 1.3 * np.abs(logits - expected["logits"]).mean()
 
 
-# --------------------------------------------------------------------------------------------------------------- GGUF
+# --------------------------------------------------------------------------------------------- GGUF
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])

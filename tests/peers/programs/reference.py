@@ -1,9 +1,10 @@
-"""What torch, transformers and peft compute: a process that answers one request after another. Runs in .venv-peers.
+"""What torch, transformers and peft compute: runs in .venv-peers and answers requests.
 
-Every line of standard input is a request in JSON, {"function", "arguments", "inputs", "outputs"}: which function of this
-file is called, its JSON arguments, an .npz with the arguments that are arrays, and where an .npz with the results that are
-arrays goes. Every answer is a line of JSON, {"result"} or {"error"}; a result's arrays are {"array": name in the .npz}.
-The process ends when its standard input is closed. Paths are absolute. It imports nothing of the course.
+Every line of standard input is a request in JSON, {"function", "arguments", "inputs", "outputs"}:
+which function of this file is called, its JSON arguments, an .npz with the arguments that are
+arrays, and where an .npz with the results that are arrays goes. Every answer is a line of JSON,
+{"result"} or {"error"}; a result's arrays are {"array": name in the .npz}. The process ends when
+its standard input is closed. Paths are absolute. It imports nothing of the course.
 """
 
 import functools
@@ -31,7 +32,7 @@ def load(folder, dtype="float32", gguf_file=None):
 
 
 def with_adapter(folder, adapter):
-    """The checkpoint and an adapter's folder. Not `load`'s own model: peft puts its layers into the one it is given."""
+    """The checkpoint with an adapter: a fresh copy, since peft changes the model it is given."""
     return peft.PeftModel.from_pretrained(load.__wrapped__(folder), adapter).eval()
 
 
@@ -40,7 +41,7 @@ def forward(model, tokens, **options):
         return model(torch.as_tensor(tokens).long(), **options)
 
 
-# ------------------------------------------------------------------------------------------------------------- models
+# ------------------------------------------------------------------------------------------- models
 
 
 def logits(folder, tokens, adapter=None, **options):
@@ -50,7 +51,7 @@ def logits(folder, tokens, adapter=None, **options):
 
 
 def hidden_states(folder, tokens):
-    """[L+1, B, T, D]: the embedding, then each block's output, the last one after the final norm."""
+    """[L+1, B, T, D]: the embedding, then each block's output, the last after the final norm."""
     return torch.stack(
         forward(load(folder), tokens, output_hidden_states=True).hidden_states
     ).numpy()
@@ -68,7 +69,7 @@ def greedy(folder, tokens, max_new_tokens):
 
 
 def checkpoint(folder, dtype="auto", gguf_file=None):
-    """How transformers understands a checkpoint: its settings, and every tensor's dtype and bytes (uint8)."""
+    """How transformers reads a checkpoint: settings, and the dtype and bytes of every tensor."""
     model = load(folder, dtype, gguf_file)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     return {
@@ -79,11 +80,11 @@ def checkpoint(folder, dtype="auto", gguf_file=None):
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- adapters
+# ----------------------------------------------------------------------------------------- adapters
 
 
 def make_adapter(folder, output, tokens, options):
-    """Save an adapter made by `LoraConfig(**options)`, its B normal as if trained; returns its logits of tokens."""
+    """Save an adapter of `LoraConfig(**options)` with a random B; returns its logits of tokens."""
     torch.manual_seed(0)
     config = peft.LoraConfig(task_type="CAUSAL_LM", **options)
     model = peft.get_peft_model(load.__wrapped__(folder), config).eval()
@@ -95,7 +96,7 @@ def make_adapter(folder, output, tokens, options):
     return forward(model, tokens).logits.float().numpy()
 
 
-# --------------------------------------------------------------------------------------------------------- tokenizers
+# --------------------------------------------------------------------------------------- tokenizers
 
 
 @functools.lru_cache
@@ -130,7 +131,7 @@ def chat(folder, messages, add_generation_prompt):
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- requests
+# ----------------------------------------------------------------------------------------- requests
 
 FUNCTIONS = (
     logits,
@@ -146,7 +147,7 @@ FUNCTIONS = (
 
 
 def without_arrays(value, arrays: dict):
-    """The value in JSON's types; its arrays move to `arrays`, and their names stand in their places."""
+    """The value for JSON: arrays move to `arrays`, their names stand where they were."""
     if isinstance(value, np.ndarray):
         arrays[name := f"array_{len(arrays)}"] = value
         return {"array": name}
