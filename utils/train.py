@@ -1,22 +1,22 @@
 """Training: a pure step, and a loop you can read from top to bottom.
 
-A model is split in two: the variables to learn (`wrt`: all parameters by default, only the adapter for LoRA) and the
-rest. One step is then a pure function
+A model is split in two: the trainable variables (`wrt`: all parameters by default, the adapter alone
+for LoRA) and the frozen rest. One step is then a pure function
 
-    (learnt, opt_state), batch  ->  (learnt, opt_state), loss
+    (trainable, opt_state), batch  ->  (trainable, opt_state), loss
 
-under `jax.jit`. The learnt part and the optimiser's state are donated, so XLA updates them in place; the rest is an
-argument that is never differentiated, so a frozen base costs no gradient and no optimiser memory.
+under `jax.jit`. Trainable variables and optimiser state are donated, so XLA updates them in place. The
+frozen ones are an argument that is never differentiated: they cost no gradient and no optimiser state.
 
-`fit` adds what a run needs around the step: a progress bar, metrics, evaluation, checkpoints that survive a kill, a
-deadline. A run that is killed and started again with the same arguments continues from its last complete checkpoint
-and ends with the same bits as one that was never killed.
+`fit` adds what a run needs around the step: a progress bar, metrics, evaluation, checkpoints that
+survive a kill, a deadline. A run that is killed and started again with the same arguments continues
+from its last complete checkpoint, and ends with the same bits as one that was never killed.
 """
 
 import contextlib
 import dataclasses
 import functools
-import json
+import logging
 import signal
 import sys
 import threading
@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
@@ -37,41 +37,51 @@ from tqdm import tqdm
 from utils import CourseError, checkpoints, sharding
 from utils.checkpoints import Store
 
+logger = logging.getLogger(__name__)
+
 
 class NonFiniteLoss(CourseError):
-    """The loss, or its gradient, became NaN or infinite. The model holds the weights from before that batch."""
+    """Loss or gradient became NaN or infinite. The model holds the weights from before that batch."""
 
 
 @dataclasses.dataclass
 class History:
-    """What happened: one entry of `steps`, `loss`, `grad_norm` and `tokens_per_s` per logged interval."""
+    """What happened: an entry of steps, loss, grad_norm and tokens_per_s for every logged interval."""
 
     steps: list[int] = dataclasses.field(default_factory=list)
-    loss: list[float] = dataclasses.field(default_factory=list)  # nats per token, mean over the interval
-    grad_norm: list[float] = dataclasses.field(default_factory=list)  # at the interval's last step, before clipping
+    loss: list[float] = dataclasses.field(default_factory=list)  # nats per token, interval's mean
+    grad_norm: list[float] = dataclasses.field(default_factory=list)  # of its last step, unclipped
     tokens_per_s: list[float] = dataclasses.field(default_factory=list)
     evaluations: list[tuple[int, float]] = dataclasses.field(default_factory=list)
     seconds: float = 0.0  # training alone: no compilation, no evaluation, no saving
     stopped: str = "finished"  # or "deadline", "interrupted"
 
 
-def next_token_loss(model: nnx.Module, batch: dict[str, Array], key: Array | None = None) -> Float[Array, ""]:
-    """Mean cross-entropy in nats of batch["targets"] [B, T] given batch["inputs"] [B, T]; `key` is for dropout."""
+def next_token_loss(model: nnx.Module, batch: dict, key: Array | None = None) -> Float[Array, ""]:
+    """Mean cross-entropy in nats of batch["targets"] [B, T] given batch["inputs"] [B, T].
+
+    `key` is what `fit` passes for dropout; this loss has none.
+    """
     del key
     logits = model(batch["inputs"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
 
 
-def schedule(peak: float, steps: int, warmup: int = 100, end: float = 0.05) -> optax.Schedule:
-    """Learning rate: a straight line up to `peak`, then a half cosine down to `end` times the peak."""
-    warmup = min(warmup, max(1, steps // 10))
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak * end)
+def schedule(peak: float, steps: int, warmup_steps: int = 100, end: float = 0.05) -> optax.Schedule:
+    """Learning rate: a straight line up to `peak`, then a half cosine down to `end` times `peak`."""
+    warmup = min(warmup_steps, max(1, steps // 10))
+    decayed = max(steps, warmup + 1)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decayed, peak * end)
 
 
 def optimizer(
-    learning_rate: float | optax.Schedule, *, weight_decay: float = 0.1, clip: float = 1.0, b2: float = 0.98
+    learning_rate: float | optax.Schedule,
+    *,
+    weight_decay: float = 0.1,
+    max_grad_norm: float = 1.0,
+    b2: float = 0.98,
 ) -> optax.GradientTransformation:
-    """AdamW behind a clip of the gradient's global norm. Matrices decay; norm scales, being vectors per layer, do not."""
+    """AdamW on gradients whose global norm is clipped. Matrices decay; norm scales do not."""
 
     def matrices(params):
         def decays(path, leaf):
@@ -80,52 +90,82 @@ def optimizer(
         return jax.tree_util.tree_map_with_path(decays, params)
 
     adamw = optax.adamw(learning_rate, b1=0.9, b2=b2, weight_decay=weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(clip), adamw)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw)
 
 
-def make_step(graph, loss_fn: Callable, tx: optax.GradientTransformation, accumulate: int = 1):
-    """The compiled training step: (carry, rest, batch, key) -> (carry, loss, gradient norm), carry donated.
+# ----------------------------------------------------------------------------------------- the step
 
-    With `accumulate` > 1 the batch's arrays are [accumulate, B, ...]: gradients of that many small batches are added up
-    before the one update, which is that of the large batch in the memory of a small one.
 
-    carry = (learnt, opt_state, healthy). Once a loss or gradient is not finite, `healthy` turns false, and from there
-    on no step changes anything: the weights stay what they were before the bad batch, whenever the host looks.
+def make_step(
+    graph,
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    gradient_accumulation_steps: int = 1,
+):
+    """The compiled step: (carry, frozen, batch, key) -> (carry, loss, gradient norm), carry donated.
+
+    carry = (trainable, opt_state, healthy). Once a loss or gradient is not finite, `healthy` is false,
+    and from there on no step changes anything: whenever the host looks, the weights are those from
+    before the bad batch. With `gradient_accumulation_steps` > 1 the batch's arrays are [steps, B, ...]
+    (`device_put_batch` cuts them so): the gradients of that many small batches are added before the one
+    update, which is that of the large batch in the memory of a small one.
     """
 
-    def step(carry, rest, batch, key):
-        learnt, opt_state, healthy = carry
-        grad = jax.value_and_grad(lambda p, batch, key: loss_fn(nnx.merge(graph, p, rest), batch, key))
-        loss, grads = (grad if accumulate == 1 else functools.partial(_accumulated, grad))(learnt, batch, key)
+    def step(carry, frozen, batch, key):
+        trainable, opt_state, healthy = carry
+
+        def loss_of(trainable, batch, key):
+            return loss_fn(nnx.merge(graph, trainable, frozen), batch, key)
+
+        grad = jax.value_and_grad(loss_of)
+        if gradient_accumulation_steps > 1:
+            grad = functools.partial(_accumulated, grad)
+        loss, grads = grad(trainable, batch, key)
         norm = optax.tree.norm(grads)
-        updates, new_opt_state = tx.update(grads, opt_state, learnt)
-        new = (optax.apply_updates(learnt, updates), new_opt_state)
+        updates, new_opt_state = tx.update(grads, opt_state, trainable)
+        new = (optax.apply_updates(trainable, updates), new_opt_state)
         healthy &= jnp.isfinite(loss) & jnp.isfinite(norm)
-        kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, (learnt, opt_state))
+        kept = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, (trainable, opt_state))
         return (*kept, healthy), loss, norm
 
     return jax.jit(step, donate_argnums=0)
 
 
-def _accumulated(grad: Callable, learnt, batches, key):
+def _accumulated(grad: Callable, trainable, batches, key):
     """(loss, gradients) of several small batches, as of all their tokens at once.
 
-    Each small batch's mean counts as often as tokens are counted in it (`weights`, else all of them): a plain average
-    would let the tokens of a batch with few answers weigh more.
+    Each small batch's mean is weighted by the tokens that count in it (its `loss_mask`, else all of
+    them): in a plain average, tokens of a batch with few completion tokens would weigh more.
     """
 
     def add(total, numbered):
         i, batch = numbered
         tokens = batch["loss_mask"].sum() if "loss_mask" in batch else jnp.float32(1)
-        loss, grads = grad(learnt, batch, jax.random.fold_in(key, i))
-        return jax.tree.map(
-            lambda t, new: t + (tokens * new).astype(t.dtype), total, (loss, grads, jnp.float32(1))
-        ), None
+        loss, grads = grad(trainable, batch, jax.random.fold_in(key, i))
+        terms = loss, grads, jnp.float32(1)
+        return jax.tree.map(lambda t, x: t + (tokens * x).astype(t.dtype), total, terms), None
 
-    start = jnp.float32(0), jax.tree.map(jnp.zeros_like, learnt), jnp.float32(0)
+    start = jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable), jnp.float32(0)
     numbers = jnp.arange(len(jax.tree.leaves(batches)[0]))
     (loss, grads, tokens), _ = jax.lax.scan(add, start, (numbers, batches))
     return jax.tree.map(lambda x: (x / tokens).astype(x.dtype), (loss, grads))
+
+
+def device_put_batch(batch, gradient_accumulation_steps: int = 1, mesh: Mesh | None = None):
+    """A host's batch, cut into so many small ones and, on a mesh, its rows split over fsdp.
+
+    Raises `CourseError` when the rows do not divide.
+    """
+    steps = gradient_accumulation_steps
+    if steps > 1:
+        if (rows := len(jax.tree.leaves(batch)[0])) % steps:
+            what = f"expected a divisor of the batch's {rows} rows, found {steps}"
+            raise CourseError(f"gradient_accumulation_steps: {what}")
+        batch = jax.tree.map(lambda x: np.asarray(x).reshape(steps, -1, *x.shape[1:]), batch)
+    return batch if mesh is None else sharding.shard_batch(batch, mesh, axis=int(steps > 1))
+
+
+# ----------------------------------------------------------------------------------------- the loop
 
 
 def fit(
@@ -144,97 +184,95 @@ def fit(
     save_every: int | None = None,
     save_seconds: float | None = None,
     max_seconds: float | None = None,
-    accumulate: int = 1,
+    gradient_accumulation_steps: int = 1,
     mesh: Mesh | None = None,
     report: Callable[[History], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train `model` in place for `steps` steps, or until `max_seconds` of wall clock are over.
 
-    `batches` yields dicts of arrays. `loss_fn(model, batch, key)` is a scalar. `evaluate(model)` is called every
-    `evaluate_every` steps and at the end. With a `directory`, a checkpoint is written every `save_every` steps, when
-    `save_seconds` have passed since the last, and at the end, and a run found there is continued: `batches` then needs
-    `get_state` and `set_state` (grain's have them). `accumulate` cuts each batch into that many parts (see `make_step`).
-    On a `mesh`, for a model that is sharded over it, batches are split over its fsdp axis; with several processes, each
-    gives its own rows, all stop at the same step, and only the first one prints. `report(history)` is called, there,
-    whenever the history has grown.
+    `batches` yields dicts of arrays; `loss_fn(model, batch, key)` is a scalar. `evaluate(model)` is
+    called every `evaluate_every` steps and at the end. With a `directory`, a checkpoint is written every
+    `save_every` steps, when `save_seconds` have passed since the last one, and at the end, and a run in
+    that folder is continued: then `batches` needs `get_state` and `set_state`, as grain's iterators
+    have them. On a `mesh` the model must be sharded over it, and batches are split over its fsdp axis;
+    with several processes each passes its own rows, all stop at the same step, and only the first
+    shows progress and calls `report(history)`, whenever the history has grown.
+
     Ctrl-C and SIGTERM finish the step under way, save, and return; a second Ctrl-C stops at once. Raises
-    `NonFiniteLoss`, naming the batch. However `fit` ends, the model holds whole weights: the newest it can have.
+    `NonFiniteLoss`, which names the batch. However `fit` ends, the model's arrays are valid: the newest
+    there can be.
     """
     if steps < 1:
         raise CourseError(f"steps: expected at least 1, found {steps}")
-    graph, learnt, rest = nnx.split(model, wrt, ...)
-    if not jax.tree.leaves(learnt):
-        raise CourseError(f"wrt={wrt}: selects no variable of {type(model).__name__}: nothing would be trained")
-    # Copies: the step donates its arguments, and the caller's model must not lose its arrays if the run fails.
-    learnt = jax.tree.map(jnp.copy, learnt)
-    carry = (learnt, tx.init(learnt), jnp.array(True))
-    if mesh is not None:  # the optimiser's state goes where the parameters are that it belongs to
-        carry = (learnt, *sharding.device_put(carry[1:], mesh, model.config))
-    history, start = History(), 0
-    store = None
+    graph, trainable, frozen = nnx.split(model, wrt, ...)
+    if not jax.tree.leaves(trainable):
+        what = f"selects no variable of {type(model).__name__}: nothing would be trained"
+        raise CourseError(f"wrt={wrt}: {what}")
+    # Copies, because the step donates them: the caller's model keeps its arrays if the run fails.
+    trainable = jax.tree.map(jnp.copy, trainable)
+    carry = (trainable, tx.init(trainable), jnp.array(True))
+    if mesh is not None:  # the optimiser's state is sharded as the parameters that it belongs to
+        carry = (trainable, *sharding.device_put(carry[1:], mesh, model.config))
+    history, start, store = History(), 0, None
     if directory is not None:
         store = Store(directory, fingerprint=_fingerprint(model, carry, seed, steps))
         if store.latest is not None:
             try:
-                carry, found, start = store.restore(carry, batches)
+                carry, past, start = store.restore(carry, batches)
             except CourseError:
                 store.close()
                 raise
-            history = History(**found | {"stopped": "finished"})
+            history = History(**past | {"stopped": "finished"})
             history.evaluations = [tuple(pair) for pair in history.evaluations]
-    step_fn, key = make_step(graph, loss_fn, tx, accumulate), jax.random.key(seed)
-    first = jax.process_index() == 0
+    step_fn = make_step(graph, loss_fn, tx, gradient_accumulation_steps)
+    key, first_process = jax.random.key(seed), jax.process_index() == 0
 
     def write_back():
-        # Copies again: the next step will donate these arrays while the model is still in the caller's hands.
+        # Copies again: the caller may keep the model's arrays, and the next step is donated ours.
         nnx.update(model, jax.tree.map(jnp.copy, carry[0]))
 
-    def checkpoint(step):
-        if store is not None:
-            store.save(step, carry, batches, dataclasses.asdict(history))
-
+    context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     begun = saved_at = time.perf_counter()
     pending, clock, saved = [], None, start
-    bar = tqdm(
-        total=steps, initial=start, disable=not (progress and first), file=sys.stdout, unit="step", mininterval=1.0
-    )
+    bar = progress_bar(steps, "step", initial=start, shown=progress and first_process)
     try:
-        with _Signals() as signals, contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-            for step in range(start, steps):
+        with _Signals() as signals, context:
+            for done in range(start + 1, steps + 1):
                 batch = next(batches, None)
                 if batch is None:
                     raise CourseError(
-                        f"batches: ended after {step - start} of {steps - start} batches: give an endless iterator "
-                        "(data.batches is one), or fewer steps"
+                        f"batches: ended after {done - 1 - start} of {steps - start} batches: give an "
+                        "endless iterator (packing.batches is one), or fewer steps"
                     )
-                batch = placed(batch, accumulate, mesh)
-                carry, loss, norm = step_fn(carry, rest, batch, jax.random.fold_in(key, step))
+                batch = device_put_batch(batch, gradient_accumulation_steps, mesh)
+                carry, loss, norm = step_fn(carry, frozen, batch, jax.random.fold_in(key, done - 1))
                 pending.append((loss, norm))
                 if clock is None:  # the first step compiles: the clock starts after it
                     loss.block_until_ready()
                     clock, timed = time.perf_counter(), 0
                 else:
                     timed += 1
-                done = step + 1
-                now = time.perf_counter()
+
+                now, logging_step = time.perf_counter(), done % log_every == 0
                 late = max_seconds is not None and now - begun > max_seconds
                 due = save_seconds is not None and now - saved_at > save_seconds
-                caught, late, due = _agreed(signals.caught, late, due, ask=done % log_every == 0)
+                caught, late, due = _agreed(signals.caught, late, due, waits=logging_step)
                 if done < steps and (caught or late):
                     history.stopped = "interrupted" if caught else "deadline"
                 last = done == steps or history.stopped != "finished"
-                saving = store is not None and (last or due or (save_every and done % save_every == 0))
-                evaluating = evaluate is not None and (last or (evaluate_every and done % evaluate_every == 0))
-                if not (last or saving or evaluating or done % log_every == 0):
+                saving = last or due or (save_every and done % save_every == 0)
+                saving = saving and store is not None
+                evaluating = last or (evaluate_every and done % evaluate_every == 0)
+                evaluating = evaluating and evaluate is not None
+                if not (last or saving or evaluating or logging_step):
                     continue
+
                 losses, norms = np.array(jax.device_get(pending)).T  # waits for the device
                 elapsed = time.perf_counter() - clock
                 if not bool(carry[2]):
-                    bad = int(np.argmin(np.isfinite(losses) & np.isfinite(norms)))
-                    what = "the gradient" if np.isfinite(losses[bad]) else "the loss"
-                    raise NonFiniteLoss(_stopped_message(what, done - len(losses) + bad + 1, store))
-                tokens = batch["inputs"].size if isinstance(batch, dict) and "inputs" in batch else 0
+                    raise _non_finite(losses, norms, done - len(losses) + 1, store)
+                tokens = batch["inputs"].size if "inputs" in batch else 0
                 history.steps.append(done)
                 history.loss.append(float(losses.mean()))
                 history.grad_norm.append(float(norm))
@@ -244,13 +282,13 @@ def fit(
                 if evaluating:
                     write_back()
                     history.evaluations.append((done, float(evaluate(model))))
-                if report is not None and first:
+                if report is not None and first_process:
                     report(history)
                 if saving:
-                    checkpoint(done)
+                    store.save(done, carry, batches, dataclasses.asdict(history))
                     saved, saved_at = done, time.perf_counter()
-                shown = {"loss": f"{history.loss[-1]:.3f}", "tokens/s": f"{history.tokens_per_s[-1]:,.0f}"}
-                bar.set_postfix(shown, refresh=False)
+                newest = f"loss={history.loss[-1]:.3f}, tokens/s={history.tokens_per_s[-1]:,.0f}"
+                bar.set_postfix_str(newest, refresh=False)
                 bar.update(done - bar.n)
                 clock, timed = time.perf_counter(), 0
                 if last:
@@ -259,60 +297,63 @@ def fit(
         bar.close()
         if store is not None:
             store.close()
-        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(carry[0])):  # a step that failed half-way ate them
+        # A step that failed half-way has deleted what was donated to it.
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(carry[0])):
             write_back()
-    if history.stopped != "finished" and first:
-        where = f"saved in {directory}" if store is not None and saved else "not saved: no directory was given"
-        print(f"Stopped at step {done} of {steps} ({history.stopped}); the model holds that step's weights, {where}.")
+    if history.stopped != "finished" and first_process:
+        where = f"saved in {directory}" if saved and store else "not saved: no directory was given"
+        how = f"step {done} of {steps} ({history.stopped})"
+        logger.info(f"Stopped at {how}; the model holds that step's weights, {where}.")
     return history
 
 
-def placed(batch, accumulate: int, mesh: Mesh | None):
-    """A host's batch on the devices: cut into `accumulate` parts, rows split over the mesh's fsdp axis."""
-    if accumulate > 1:
-        rows = len(jax.tree.leaves(batch)[0])
-        if rows % accumulate:
-            raise CourseError(f"accumulate: expected a divisor of the batch's {rows} rows, found {accumulate}")
-        batch = jax.tree.map(lambda x: np.asarray(x).reshape(accumulate, -1, *x.shape[1:]), batch)
-    return batch if mesh is None else sharding.shard_batch(batch, mesh, axis=int(accumulate > 1))
+def progress_bar(total: int, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
+    """tqdm's bar: in a notebook among the cell's output, else on stderr, apart from the results."""
+    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    look = dict(unit=unit, file=file, disable=not shown, mininterval=1.0)
+    return tqdm(total=total, initial=initial, **look)
 
 
-def _agreed(*flags: bool, ask: bool) -> tuple[bool, ...]:
-    """The flags, if one process is all there is. Of several, each flag that any has, looked at only when `ask`.
+def _agreed(*flags: bool, waits: bool) -> tuple[bool, ...]:
+    """Each flag, true if it is so in any process: all must stop, and save, at the same step.
 
-    All must stop, and save, at the same step, or the others would wait for ever. Asking waits for the device, so it is
-    done where the loop waits in any case.
+    Asking the others waits for the device, so it is done at steps where the loop `waits` in any case;
+    at the others, of several processes, all flags are false.
     """
     if jax.process_count() == 1:
         return flags
-    if not ask:
+    if not waits:
         return (False,) * len(flags)
-    from jax.experimental import multihost_utils
-
     return tuple(multihost_utils.process_allgather(np.array(flags)).any(axis=0).tolist())
 
 
-def _stopped_message(what: str, bad: int, store: "Store | None") -> str:
+def _non_finite(losses, norms, first_step: int, store: Store | None) -> NonFiniteLoss:
+    """The error for the first bad one of several steps, of which the first is `first_step`."""
+    bad = int(np.argmin(np.isfinite(losses) & np.isfinite(norms)))
+    what = "the gradient" if np.isfinite(losses[bad]) else "the loss"
     after = "the model holds the weights from before that batch"
     if store is not None and store.latest is not None:
         after += f"; the last good checkpoint is step {store.latest} in {store.directory}"
-    return (
-        f"step {bad}: {what} is not finite (batch {bad} of this run); {after}: lower the learning rate, or look at "
-        "that batch"
+    step = first_step + bad
+    return NonFiniteLoss(
+        f"step {step}: {what} is not finite (batch {step} of this run); {after}: lower the learning "
+        "rate, or look at that batch"
     )
 
 
 def _fingerprint(model, carry, seed: int, steps: int) -> dict:
-    """What must agree for a checkpoint to be continued: all that is learnt by name and shape, the config, seed, length.
+    """What must agree for a run to continue: names and shapes of the carry, config, seed and length.
 
-    The config too, because shapes do not tell everything: 2 heads of 64 have the arrays of 4 heads of 32.
+    The config too, as shapes do not tell everything: 2 heads of 64 have the arrays of 4 heads of 32.
     """
-    arrays = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in checkpoints.named(carry).items()}
-    return {"arrays": arrays, "config": repr(getattr(model, "config", None)), "seed": seed, "steps": steps}
+    leaves = checkpoints.by_path(carry).items()
+    arrays = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves}
+    config = repr(getattr(model, "config", None))
+    return {"arrays": arrays, "config": config, "seed": seed, "steps": steps}
 
 
 class _Signals:
-    """Remember Ctrl-C and SIGTERM instead of dying in the middle of a step (where donated arrays would be lost)."""
+    """Remember Ctrl-C and SIGTERM, which in the middle of a step would lose the donated arrays."""
 
     def __enter__(self):
         self.caught, self.previous = False, {}
@@ -329,14 +370,3 @@ class _Signals:
     def __exit__(self, *_):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-def write_metrics(path, history: History) -> None:
-    """One JSON line per logged interval; `held_out` where there was an evaluation. `path` may lie in a bucket."""
-    rows = zip(history.steps, history.loss, history.grad_norm, history.tokens_per_s)
-    keys, held_out = ("step", "loss", "grad_norm", "tokens_per_s"), dict(history.evaluations)
-    lines = []
-    for row in rows:
-        more = {"held_out": held_out[row[0]]} if row[0] in held_out else {}
-        lines.append(json.dumps(dict(zip(keys, row)) | more) + "\n")
-    epath.Path(path).write_text("".join(lines))
