@@ -1,13 +1,19 @@
-"""The course's package: small modules with one job each, the same ones the chapters build and then import.
+"""The course's package, a house of rooms: what the chapters build, and then import.
 
-Read them in this order: `profile` (how large everything is on this machine), `hub` and `mirror` (where files come
-from), `stories`, `reviews` and `data` (text), `tokenizer`, `minigpt`, `train`, `losses`, `evaluate`, `lora` and
-`peft_format`; then real models: `transformer`, `weights`, `gguf`, `models`, `chat`, `sharding`, `hlo`,
-`generate`, `problems`, `sft`, `checkpoints`, `finetune`, `plan`; `plot`.
-`python -m utils --help` is the command line.
+Ground floor, in reading order: `minigpt`, `train`, `checkpoints` (Part I); `lora` (II); `transformer` with
+`rope`, `attention`, `kv_cache` and `stacked`, `generate` (III); `losses`, `sharding` (IV).
 
-`utils` is a common name. `COURSE` is the mark by which a notebook's first cell knows that the package it imported is
-this one and not another package of the same name.
+    kernels/     one platform's kernels and layouts, behind `attention` and one `linear`
+    hf/          other people's formats: the hub, configurations, weights, GGUF, PEFT, chat templates
+    data/        text and its tokens: stories, packing, tokenizers, problems, examples to fine-tune on
+    evaluation/  bits per character, exact match, intervals
+    commands/    `python -m utils --help`: generate, finetune, evaluate, plan, mirror
+    course/      what the pages alone need: profiles, plots, checks of exercises, Colab
+
+Nothing imports from a room below it in this list, and nothing but pages and tests from the last two.
+
+`utils` is a common name. By `COURSE` a notebook's first cell knows that it imported this package and not
+another one of the same name.
 """
 
 COURSE = "lora-in-jax"

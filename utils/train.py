@@ -232,12 +232,12 @@ def fit(
         # Copies again: the caller may keep the model's arrays, and the next step is donated ours.
         nnx.update(model, jax.tree.map(jnp.copy, carry[0]))
 
-    context = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    in_mesh = contextlib.nullcontext if mesh is None else functools.partial(jax.set_mesh, mesh)
     begun = saved_at = time.perf_counter()
     pending, clock, saved = [], None, start
     bar = progress_bar(steps, "step", initial=start, shown=progress and first_process)
     try:
-        with _Signals() as signals, context:
+        with _Signals() as signals, in_mesh():
             for done in range(start + 1, steps + 1):
                 batch = next(batches, None)
                 if batch is None:

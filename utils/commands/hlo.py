@@ -1,9 +1,10 @@
-"""Reading a compiled program: the messages between devices that the compiler put into it.
+"""Reading a compiled program: the collectives that the compiler put into it.
 
-`compiled.as_text()` is the program in XLA's own language, HLO: computations in braces, one operation a line, loops and
-fusions naming the computations that they run.
+`compiled.as_text()` is the program in XLA's own language, HLO: computations in braces, one operation a
+line, loops and fusions naming the computations that they run.
 
-    hlo.collectives(jax.jit(f).lower(x).compile().as_text())    # {"all-gather": {"count": 28, "bytes": 1048576}, ...}
+    hlo.collectives(jax.jit(f).lower(x).compile().as_text())
+    # {"all-gather": {"count": 28, "bytes": 1048576}, ...}
 """
 
 import math
@@ -11,16 +12,28 @@ import re
 from collections import defaultdict
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-    """Kind -> {count, bytes} of the messages in a compiled program's text, on one device.
+    """Kind -> {count, bytes} of the collectives in a compiled program's text, on one device.
 
-    A message in a loop counts as often as the loop runs: the number its condition compares with. Bytes are those of the
-    result, and of the larger part where it is a pair (a message that is started here and awaited there). The TPU's
-    compiler writes a message into every computation that it overlaps with, under one channel: it is counted once. Where it
-    joins sum and cut into one reduce-scatter, the text holds an all-reduce of the whole, and so it is counted.
+    A collective in a loop counts as often as the loop runs: the number that its condition compares
+    with. Bytes are those of the result, and of the larger part where it is a pair (one that is started
+    here and awaited there). The TPU's compiler writes a collective into every computation that it
+    overlaps with, under one channel: it is counted once. Where it fuses a reduce-scatter, the text holds
+    an all-reduce of the whole array, and so it is counted.
     """
     bodies: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -28,8 +41,7 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
             body = bodies.setdefault("ENTRY" if header[1] else header[2], [])
         elif line.startswith("  "):
             body.append(line)
-    found: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
-
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
     channels = set()
 
     def visit(name: str, times: int) -> None:
@@ -45,17 +57,26 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
                 channels.add(channel[1] if channel is not None else line)
                 shapes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", parts[1])
                 sizes = [
-                    _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in shapes
+                    _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(","))))
+                    for dtype, dims in shapes
                 ]
-                found[kind]["count"] += times
-                found[kind]["bytes"] += times * (max(sizes) if parts[2].endswith("-start") else sum(sizes))
+                counts[kind]["count"] += times
+                counts[kind]["bytes"] += times * (
+                    max(sizes) if parts[2].endswith("-start") else sum(sizes)
+                )
             elif kind == "while":
-                condition, body = (re.search(rf"{word}=%?([\w.-]+)", line)[1] for word in ("condition", "body"))
-                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, ())))
+                condition, body = (
+                    re.search(rf"{word}=%?([\w.-]+)", line)[1] for word in ("condition", "body")
+                )
+                limits = re.findall(
+                    r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, ()))
+                )
                 visit(body, times * max(map(int, limits), default=1))
             else:
-                for called in re.findall(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line):
+                for called in re.findall(
+                    r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line
+                ):
                     visit(called, times)
 
     visit("ENTRY", 1)
-    return {kind: found[kind] for kind in KINDS if kind in found}
+    return {kind: counts[kind] for kind in KINDS if kind in counts}

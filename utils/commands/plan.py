@@ -1,17 +1,22 @@
 """Planning: what a training step takes on a TPU that you do not have.
 
-The TPU's compiler is a library, and runs on any Linux machine. From shapes alone, with no weights and no chip, it is given
-the very step that `finetune` runs, and says how many bytes every chip needs, or that they do not fit. Around that: a bound
-on the time of a step from two published numbers of the chip, and the messages between chips, found in the compiled program.
+The TPU's compiler is a library, and runs on any Linux machine. From shapes alone, with no weights and no
+chip, it compiles the very step that `finetune` runs, and says how many bytes every chip needs, or that
+they do not fit. Around that: a bound on the time of a step from two published numbers of the chip, and
+the collectives between chips, read from the compiled program.
 
-    python -m utils plan --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --topology v5e-8 --batch 16 --seq 2048
+    python -m utils plan --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B \\
+        --topology v5e-8 --batch-size 16 --seq-len 2048
 
-The compiler (libtpu, for Linux on x86-64) lives in an environment of its own: `make install-tpu` makes it.
+The compiler (libtpu, for Linux on x86-64) lives in an environment of its own: `make install-tpu`.
 """
 
+import ast
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
+import json
 import math
 import os
 import re
@@ -24,14 +29,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from utils import CourseError, kernels, lora, sharding, train, transformer
-from utils.commands import finetune, hlo
-from utils.commands.options import Finetune
+from utils import CourseError, kernels, lora, sharding, train
+from utils.commands import finetune, hlo, options
+from utils.hf import config as hf_config
+from utils.transformer import Config, Transformer
 
-OWN_PYTHON = Path(__file__).resolve().parents[1] / ".venv-tpu" / "bin" / "python"
+ROOT = Path(__file__).resolve().parents[2]
+TPU_PYTHON = ROOT / ".venv-tpu" / "bin" / "python"
 GiB = 2**30
 
 
@@ -47,13 +55,15 @@ class Chip:
 
 _DOCS = "https://docs.cloud.google.com/tpu/docs/"
 CHIPS = {
-    "v2": Chip(8 * GiB, 46e12 / 2, 700e9 / 2, "https://doi.org/10.1145/3360307"),  # Jouppi et al. 2020
+    "v2": Chip(
+        8 * GiB, 46e12 / 2, 700e9 / 2, "https://doi.org/10.1145/3360307"
+    ),  # Jouppi et al. 2020
     "v3": Chip(16 * GiB, 123e12 / 2, 900e9 / 2, _DOCS + "v3"),
     "v5e": Chip(16 * GiB, 197e12, 819e9, _DOCS + "v5e"),
     "v5p": Chip(95 * GiB, 459e12, 2765e9, _DOCS + "v5p"),
     "v6e": Chip(32 * GiB, 918e12, 1638e9, _DOCS + "v6e"),
 }
-# Names of slices (v2, v3 and v5p are named by their cores, two in a chip) and the topologies the compiler knows them by.
+# Slices (named by cores for v2, v3 and v5p, two in a chip), and what the compiler calls their topology.
 SLICES = {
     "v2-8": "v2:2x2",
     "v3-8": "v3:2x2",
@@ -69,298 +79,416 @@ SLICES = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiler said, per chip, and what follows from the chip's published numbers."""
+    """What the compiler reports, per chip, and what follows from the chip's published numbers."""
 
     topology: str
     fsdp: int
     tp: int
-    batch: int
-    seq: int
+    batch_size: int
+    seq_len: int
     fits: bool
-    bytes_per_chip: dict[str, int]  # arguments, temporaries, outputs (those not written over arguments), peak
+    bytes_per_chip: dict[
+        str, int
+    ]  # arguments, temporaries, outputs (not donated), and their sum: peak
     weights_per_chip: int  # the frozen base's part of the arguments
     memory_per_chip: int
     flops: float  # of the whole step, on all chips together
     seconds: dict[str, float]  # compute, memory: each alone, at the chip's peak; bound: the larger
     collectives: dict[str, dict[str, int]]  # kind -> {count, bytes}, of one step on one chip
-    rematerialised: int  # arrays that the compiler could move only by making them whole on every chip
+    rematerialised: int  # arrays that every chip must replicate to reshard them
     compile_seconds: float
     assumptions: tuple[str, ...]
 
+    def summary(self) -> dict:
+        """Everything, by name."""
+        return dataclasses.asdict(self)
+
     def __str__(self) -> str:
-        chips, b = self.fsdp * self.tp, self.bytes_per_chip
+        chips, b, s = self.fsdp * self.tp, self.bytes_per_chip, self.seconds
         name = "core" if self.topology[:2] in ("v2", "v3") else "chip"
-        place = f"{chips} {name}{'s' * (chips > 1)} as fsdp {self.fsdp} x tp {self.tp}"
-        lines = [f"{self.topology}: {place}, batch {self.batch_size} x {self.seq_len}"]
-        lines += [f"  {kind:12} {b[kind] / GiB:7.2f} GiB" for kind in ("arguments", "temporaries", "outputs")]
+        mesh = f"{chips} {name}{'s' * (chips > 1)} as fsdp {self.fsdp} x tp {self.tp}"
+        lines = [f"{self.topology}: {mesh}, batch {self.batch_size} x {self.seq_len}"]
+        for kind in ("arguments", "temporaries", "outputs"):
+            lines.append(f"  {kind:12} {b[kind] / GiB:7.2f} GiB")
+        memory = f"{self.memory_per_chip / GiB:.0f} per {name}"
         verdict = "fits" if self.fits else "DOES NOT FIT"
-        lines += [f"  {'peak':12} {b['peak'] / GiB:7.2f} GiB of {self.memory_per_chip / GiB:.0f} per {name}: {verdict}"]
-        s, tokens = self.seconds, self.batch_size * self.seq_len
-        lines += [f"  a step takes at least {s['bound']:.3f} s ({tokens / s['bound']:,.0f} tokens/s at most):"]
-        lines += [f"    arithmetic {s['compute']:.3f} s, weights from memory {s['memory']:.3f} s"]
-        lines += [f"    assumed: {text}" for text in self.assumptions]
+        lines.append(f"  {'peak':12} {b['peak'] / GiB:7.2f} GiB of {memory}: {verdict}")
+        speed = f"{self.batch_size * self.seq_len / s['bound']:,.0f} tokens/s at most"
+        lines.append(f"  a step takes at least {s['bound']:.3f} s ({speed}):")
+        parts = f"arithmetic {s['compute']:.3f} s, weights from memory {s['memory']:.3f} s"
+        lines += [f"    {parts}", *(f"    assumed: {text}" for text in self.assumptions)]
         if chips > 1:
-            lines += [f"  messages of a step, per {name}:" if self.collectives else "  messages: not compiled so far"]
-        for kind, found in self.collectives.items():
-            lines.append(f"    {kind:20} {found['count']:6,} of {found['bytes'] / 1e9:8.3f} GB together")
+            compiled = f"of a step, per {name}:" if self.collectives else "not compiled so far"
+            lines.append(f"  collectives {compiled}")
+        for kind, total in self.collectives.items():
+            size = f"{total['bytes'] / 1e9:8.3f} GB together"
+            lines.append(f"    {kind:20} {total['count']:6,} of {size}")
         if self.rematerialised:
-            lines.append(f"  {self.rematerialised} arrays are made whole on every {name} to be moved")
-        return "\n".join(lines + [f"  compiled in {self.compile_seconds:.0f} s"])
+            why = f"replicated on every {name} to be resharded (involuntary full rematerialization)"
+            lines.append(f"  {self.rematerialised} arrays are {why}")
+        return "\n".join([*lines, f"  compiled in {self.compile_seconds:.0f} s"])
 
 
-def elsewhere(arguments: dict) -> int | None:
-    """Run `python -m utils plan` with these arguments in .venv-tpu, where this environment has no compiler: its status.
-
-    None if this environment has one itself, or there is no other.
-    """
-    if importlib.util.find_spec("libtpu") is not None:
-        jax.config.update("jax_platforms", "cpu")  # on a TPU's own machine: plan without taking the chips
+def run(chosen: options.Plan) -> Plan | None:
+    """Plan here, or, None then, by the same command in the environment that has the compiler."""
+    config = hf_config.read(chosen.model)
+    if importlib.util.find_spec("libtpu") is None and TPU_PYTHON.exists():
+        if status := _in_tpu_environment(chosen):
+            raise SystemExit(status)
         return None
-    if not OWN_PYTHON.exists():
-        return None
-    given = [(f"--{name}", value) for name, value in arguments.items() if value is not None]
-    words = [word for name, value in given if not isinstance(value, bool) for word in (name, str(value))]
-    words += ["--json"] * arguments["json"] + ["--no-remat"] * (not arguments["gradient_checkpointing"])
-    command = [str(OWN_PYTHON), "-m", "utils", "plan", *words]
-    root = str(OWN_PYTHON.parents[2])
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(command, env=env).returncode
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # on a TPU's own machine: plan without taking the chips
+    sizes = vars(chosen).copy()
+    del sizes["model"], sizes["json"]
+    return compile_for(sizes.pop("topology"), config, **sizes)
+
+
+def _in_tpu_environment(chosen: options.Plan) -> int:
+    """The status of `python -m utils plan` with these options in .venv-tpu."""
+    words = []
+    for name, value in vars(chosen).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", str(value)]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    return subprocess.run([str(TPU_PYTHON), "-m", "utils", "plan", *words], env=env).returncode
+
+
+# ------------------------------------------------------------------------------------------ the compiler
 
 
 def compile_for(
     topology: str,
-    config: transformer.Config,
+    config: Config,
     *,
-    batch: int,
-    seq: int,
+    batch_size: int,
+    seq_len: int,
     rank: int = 16,
-    targets: tuple[str, ...] = lora.ALL_LINEAR,
+    target_modules: tuple[str, ...] = lora.ALL_LINEAR,
     fsdp: int | None = None,
     tp: int = 1,
-    accumulate: int = 1,
-    remat: bool = True,
+    gradient_accumulation_steps: int = 1,
+    gradient_checkpointing: bool = True,
     dtype="bfloat16",
-    chunk: int = 1024,
+    loss_chunk_size: int = 1024,
 ) -> Plan:
-    """Compile `finetune`'s training step for a slice (v5e-8) or topology (v5e:2x4) of TPUs. Nothing is allocated.
+    """Compile `finetune`'s step for a slice (v5e-8) or topology (v5e:2x4). Nothing is allocated.
 
-    `batch` rows are an update's, on all chips and in all of `accumulate` parts together; `fsdp` is by default what `tp`
-    leaves. Raises `CourseError` for a topology that is not known, a mesh that does not divide, or where there is no libtpu.
+    `batch_size` is an update's, on all chips and in all accumulation steps together; `fsdp` is by
+    default what `tp` leaves. Raises `CourseError` for a topology that is not known, a mesh that does not
+    divide, or where there is no libtpu.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise CourseError(
-            "plan: needs libtpu, the TPU's compiler (a wheel for Linux on x86-64), found none in this environment: "
-            "run `make install-tpu` and then .venv-tpu/bin/python"
+            "plan: needs libtpu, the TPU's compiler (a wheel for Linux on x86-64), found none in this "
+            "environment: run `make install-tpu` and then .venv-tpu/bin/python"
         )
-    sizes = {"batch": batch, "seq": seq, "rank": rank, "chunk": chunk, "gradient_accumulation_steps": accumulate}
-    sizes |= {"tp": tp, "fsdp": 1 if fsdp is None else fsdp}
+    sizes = dict(batch_size=batch_size, seq_len=seq_len, rank=rank, loss_chunk_size=loss_chunk_size)
+    sizes |= dict(gradient_accumulation_steps=gradient_accumulation_steps, tp=tp)
+    sizes |= {} if fsdp is None else dict(fsdp=fsdp)
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    if seq > config.max_position_embeddings:
-        raise CourseError(f"seq: expected at most {config.max_position_embeddings} (the model's context), found {seq}")
-    with _stderr() as said:
+    if seq_len > config.max_position_embeddings:
+        raise CourseError(
+            f"seq_len: expected at most {config.max_position_embeddings}, the model's "
+            f"max_position_embeddings, found {seq_len}"
+        )
+    with _captured_stderr() as messages:
         devices = _devices(topology)
         fsdp = fsdp or max(1, len(devices) // tp)
         sharding.check(config, fsdp=fsdp, tp=tp)
         if fsdp * tp != len(devices):
-            raise CourseError(f"mesh: expected fsdp x tp = {len(devices)} ({topology}), found {fsdp} x {tp}")
-        if batch % (accumulate * fsdp):
-            parts = f"fsdp={fsdp}" + f" in {accumulate} parts" * (accumulate > 1)
+            expected = f"expected fsdp x tp = {len(devices)} ({topology})"
+            raise CourseError(f"mesh: {expected}, found {fsdp} x {tp}")
+        steps = gradient_accumulation_steps
+        if batch_size % (steps * fsdp):
+            parts = f"fsdp={fsdp}" + f" in {steps} accumulation steps" * (steps > 1)
             raise CourseError(
-                f"batch: {batch} rows do not divide over {parts}: choose a multiple of {accumulate * fsdp}"
+                f"batch_size: {batch_size} rows do not divide over {parts}: choose a multiple of "
+                f"{steps * fsdp}"
             )
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp, devices=devices)
         lowered, weights, arguments, adapter = _lowered(
-            mesh, config, batch, seq, rank, targets, accumulate, remat, dtype, chunk
-        )
-        started, text, sizes = time.perf_counter(), "", {}
+            mesh, config, batch_size, seq_len, rank, target_modules, steps, gradient_checkpointing,
+            dtype, loss_chunk_size,
+        )  # fmt: skip
+        started, text = time.perf_counter(), ""
         try:
             compiled = lowered.compile()
             text, m = compiled.as_text(), compiled.memory_analysis()
+            temporaries = m.temp_size_in_bytes
+            arguments = m.argument_size_in_bytes
             outputs = m.output_size_in_bytes - m.alias_size_in_bytes
-            sizes = {"arguments": m.argument_size_in_bytes, "temporaries": m.temp_size_in_bytes, "outputs": outputs}
         except jax.errors.JaxRuntimeError as error:
             # "Used 20.1G of 15.75G hbm", or of "HLO temporaries (382.11G)" alone
             used = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])\b", str(error))
             if used is None:
                 reason = " ".join(str(error).split())[:200]
-                raise CourseError(f"plan: the compiler refused the program ({reason}): try other sizes") from error
-            found = int(float(used[2]) * 1024 ** ("KMGT".index(used[3]) + 1))
-            temporaries = found - arguments * (used[1] == "Used ")
-            sizes = {"arguments": arguments, "temporaries": temporaries, "outputs": 0}
+                what = f"the compiler refused the program ({reason}): try other sizes"
+                raise CourseError(f"plan: {what}") from error
+            size = int(float(used[2]) * 1024 ** ("KMGT".index(used[3]) + 1))
+            temporaries, outputs = size - arguments * (used[1] == "Used "), 0
         seconds = time.perf_counter() - started
-    sizes["peak"] = sum(sizes.values())
+    memory = dict(arguments=arguments, temporaries=temporaries, outputs=outputs)
+    memory["peak"] = sum(memory.values())
     chip = CHIPS[topology.split(":")[0].split("-")[0]]
-    flops = step_flops(config, batch_size=batch, seq_len=seq, adapter=adapter, gradient_checkpointing=remat)
+    flops = step_flops(
+        config, batch_size=batch_size, seq_len=seq_len, adapter=adapter,
+        gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
     return Plan(
-        SLICES.get(topology, topology), fsdp, tp, batch, seq,
-        fits=bool(text) and sizes["peak"] <= chip.memory,
-        bytes_per_chip=sizes,
+        SLICES.get(topology, topology), fsdp, tp, batch_size, seq_len,
+        fits=bool(text) and memory["peak"] <= chip.memory,
+        bytes_per_chip=memory,
         weights_per_chip=weights,
         memory_per_chip=chip.memory,
         flops=flops,
-        **_bound(chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk),
+        **_bound(
+            chip, config, flops, batch_size, seq_len, fsdp, tp, steps, gradient_checkpointing,
+            loss_chunk_size,
+        ),
         collectives=hlo.collectives(text),
-        rematerialised=said[0].lower().count("involuntary full rematerialization"),
+        rematerialised=messages[0].lower().count("involuntary full rematerialization"),
         compile_seconds=seconds,
     )  # fmt: skip
 
 
 def _devices(topology: str) -> list:
-    """The abstract devices of a slice. Raises `CourseError` for one that is not known here, or not to the compiler."""
-    from jax.experimental import topologies
-
+    """The abstract devices of a slice. Raises `CourseError` for one that the compiler does not have."""
     name = SLICES.get(topology, topology)
     if name.split(":")[0] not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", name):
         raise CourseError(
-            f"topology: expected one of {', '.join(SLICES)}, or such as v5e:2x4 of {', '.join(CHIPS)}, found {topology!r}"
+            f"topology: expected one of {', '.join(SLICES)}, or such as v5e:2x4 of "
+            f"{', '.join(CHIPS)}, found {topology!r}"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask the network which TPU this machine is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so several may plan at a time
-    single = {"chips_per_host_bounds": [1, 1, 1]} if math.prod(map(int, name.split(":")[1].split("x"))) == 1 else {}
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask the network which TPU this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken: several may plan
+    settings = {}
+    if math.prod(map(int, name.split(":")[1].split("x"))) == 1:
+        settings = {"chips_per_host_bounds": [1, 1, 1]}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **single).devices)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **settings)
+        return list(description.devices)
     except Exception as error:  # the compiler's own, of several types
         reason = " ".join(str(error).split())[:150]
-        raise CourseError(f"topology: {name} is not one that the compiler has ({reason}): choose another") from None
+        what = f"{name} is not one that the compiler has ({reason}): choose another"
+        raise CourseError(f"topology: {what}") from None
 
 
-def _lowered(mesh, config, batch, seq, rank, targets, accumulate, remat, dtype, chunk):
-    """(the lowered step, bytes on a chip of the base and of all arguments, numbers in the adapter)."""
+def _lowered(
+    mesh, config, batch_size, seq_len, rank, target_modules, accumulation_steps,
+    gradient_checkpointing, dtype, loss_chunk_size,
+):  # fmt: skip
+    """(lowered step, bytes on a chip of the base and of all arguments, parameters of the adapter)."""
 
     def make():
-        model = transformer.Transformer(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
-        return lora.inject(model, rank=rank, target_modules=targets, rngs=nnx.Rngs(0))
+        model = Transformer(config, param_dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+        return lora.inject(model, rank=rank, target_modules=target_modules, rngs=nnx.Rngs(0))
 
-    def spread(tree):
-        places = sharding.shardings(tree, mesh, config)
-        return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, places)
+    def sharded(tree):
+        def abstract(x, s):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
 
-    shape, rows = (batch, seq), NamedSharding(mesh, P("fsdp"))
-    if accumulate > 1:
-        shape, rows = (accumulate, batch // accumulate, seq), NamedSharding(mesh, P(None, "fsdp"))
-    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "segment_ids": jnp.int32, "weights": jnp.float32}
-    arrays = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in dtypes.items()}
+        return jax.tree.map(abstract, tree, sharding.shardings(tree, mesh, config))
+
+    shape, rows = (batch_size, seq_len), NamedSharding(mesh, P("fsdp"))
+    if accumulation_steps > 1:
+        shape = (accumulation_steps, batch_size // accumulation_steps, seq_len)
+        rows = NamedSharding(mesh, P(None, "fsdp"))
+    dtypes = dict.fromkeys(("inputs", "targets", "segment_ids"), jnp.int32)
+    dtypes |= {"loss_mask": jnp.float32}
+    batch = {n: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for n, kind in dtypes.items()}
     with kernels.compiling_for("tpu"), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         model = nnx.eval_shape(make)
-        model.model.gradient_checkpointing = remat
-        graph, learnt, rest = nnx.split(model, nnx.LoRAParam, ...)
-        tx = finetune.optimizer(Finetune(model="", data="", output=""), steps=1000)
-        carry = spread((learnt, jax.eval_shape(tx.init, learnt), jax.ShapeDtypeStruct((), bool)))
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        base = spread(rest)
-        lowered = train.make_step(graph, finetune.loss_fn(chunk), tx, accumulate).lower(carry, base, arrays, key)
+        model.model.gradient_checkpointing = gradient_checkpointing
+        graph, trainable, frozen = nnx.split(model, nnx.LoRAParam, ...)
+        tx = finetune.optimizer(options.Finetune(model="", data="", output=""), steps=1000)
+        opt_state = jax.eval_shape(tx.init, trainable)
+        carry = sharded((trainable, opt_state, jax.ShapeDtypeStruct((), bool)))
+        key, base = jax.eval_shape(lambda: jax.random.key(0)), sharded(frozen)
+        step = train.make_step(graph, finetune.loss_fn(loss_chunk_size), tx, accumulation_steps)
+        lowered = step.lower(carry, base, batch, key)
 
     def on_a_chip(tree):
-        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        shapes = ((x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree))
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
 
-    return lowered, on_a_chip(base), on_a_chip((carry, base, arrays)), sum(x.size for x in jax.tree.leaves(learnt))
+    parameters = sum(x.size for x in jax.tree.leaves(trainable))
+    return lowered, on_a_chip(base), on_a_chip((carry, base, batch)), parameters
 
 
 @contextlib.contextmanager
-def _stderr():
-    """What compilers write to the standard error meanwhile, in the one place of the list that is yielded."""
-    said = [""]
+def _captured_stderr():
+    """What compilers write to standard error meanwhile: afterwards, the one text of the yielded list."""
+    text = [""]
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
         before = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
-            yield said
+            yield text
         finally:
             os.dup2(before, 2)
             os.close(before)
             file.seek(0)
-            said[0] = file.read().decode(errors="replace")
+            text[0] = file.read().decode(errors="replace")
 
 
-# ------------------------------------------------------------------------------------------------------------- estimates
+# Files of the code that decides the compiled step, and of some only these definitions.
+_SOURCES = {
+    "attention.py": (),
+    "kernels/__init__.py": (),
+    "kernels/precision.py": (),
+    "lora.py": (),
+    "losses.py": (),
+    "rope.py": (),
+    "sharding.py": (),
+    "stacked.py": (),
+    "train.py": ("make_step", "_accumulated", "optimizer"),
+    "transformer.py": (),
+    "commands/finetune.py": ("loss_fn", "optimizer"),
+    "commands/plan.py": ("_lowered",),
+}
 
 
-def step_flops(config: transformer.Config, *, batch: int, seq: int, adapter: int, remat: bool) -> float:
+def fingerprint(config: Config, **settings) -> str:
+    """sha256 of a configuration, settings, and the code that decides the compiled step.
+
+    A recorded plan is old when its fingerprint is. Comments, docstrings and formatting do not count.
+    """
+    sha = hashlib.sha256()
+    sha.update(json.dumps([dataclasses.asdict(config), settings], sort_keys=True).encode())
+    for name, definitions in _SOURCES.items():
+        body = ast.parse((ROOT / "utils" / name).read_text("utf-8")).body
+        if definitions:
+            body = [node for node in body if getattr(node, "name", None) in definitions]
+        sha.update(f"{name} {_code(body)}".encode())
+    return sha.hexdigest()
+
+
+def _code(node) -> str:
+    """A syntax tree as text, without docstrings: `ast.dump`, but the same in every version of Python."""
+    if isinstance(node, list):
+        documents = (
+            node and isinstance(node[0], ast.Expr) and isinstance(node[0].value, ast.Constant)
+        )
+        return f"[{', '.join(map(_code, node[1:] if documents else node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    return f"{type(node).__name__}({', '.join(f'{n}={_code(value)}' for n, value in fields)})"
+
+
+# --------------------------------------------------------------------------------------------- estimates
+
+
+def step_flops(
+    config: Config, *, batch_size: int, seq_len: int, adapter: int, gradient_checkpointing: bool
+) -> float:
     """Floating-point operations of one LoRA step, counted from the sizes: a multiply-add is two.
 
-    The frozen weights are multiplied in the forward pass and once in the backward pass (they get no gradient of their own),
-    and once more with `remat`; attention's two products twice in the backward pass; the output layer never again.
+    Frozen weights are multiplied in the forward pass and once in the backward pass (they get no gradient
+    of their own), and once more with `gradient_checkpointing`; attention's two products twice in the
+    backward pass; the output layer never again. `adapter` is its number of parameters.
     """
-    counts, again = transformer.count_parameters(config), int(remat)
+    c, again = config, int(gradient_checkpointing)
+    counts = c.count_parameters()
     blocks = 2 * (counts["attention"] + counts["mlp"]) * (2 + again)
-    scores = 2 * config.num_hidden_layers * 2 * seq * config.num_attention_heads * config.head_dim * (3 + again)
-    head = 2 * config.vocab_size * config.hidden_size * 2
-    return float(batch * seq * (blocks + scores + head + 2 * adapter * (3 + again)))
+    scores = (
+        2 * c.num_hidden_layers * 2 * seq_len * c.num_attention_heads * c.head_dim * (3 + again)
+    )
+    head = 2 * c.vocab_size * c.hidden_size * 2
+    return float(batch_size * seq_len * (blocks + scores + head + 2 * adapter * (3 + again)))
 
 
 def estimate(
-    config: transformer.Config,
+    config: Config,
     *,
-    batch: int,
-    seq: int,
+    batch_size: int,
+    seq_len: int,
     rank: int = 16,
     fsdp: int = 1,
     tp: int = 1,
-    remat: bool = True,
-    chunk: int = 1024,
+    gradient_checkpointing: bool = True,
+    loss_chunk_size: int = 1024,
     chip: str = "",
 ) -> dict[str, int]:
-    """Bytes on each chip during `finetune`'s step on a base in bfloat16, by what they are for, without a compiler.
+    """Bytes on each chip during `finetune`'s step on a bfloat16 base, by purpose, without a compiler.
 
-    "weights", "adapter" (Adam's two means with it), "saved" (what the layers keep for the backward pass), and the larger of
-    two moments: "head" and "logits" (the loss: the output layer, gathered, and a chunk's logits), or "gathered" and "layer"
-    (one layer on its way back: its weights, gathered, and its arrays). Their sum is the peak: within 15% of the compiler's
-    on every plan of benchmarks/results/plans.jsonl. Chapter 13 derives each term. `chip` is a slice's name: a v6e's compiler
-    joins more. Raises `CourseError` for sizes that do not divide.
+    "weights", "adapter" (Adam's two moments with it), "saved" (what the layers keep for the backward
+    pass), and the larger of two moments in time: "head" and "logits" (the loss: the output layer,
+    all-gathered, and a chunk's logits), or "gathered" and "layer" (one layer in the backward pass: its
+    weights, all-gathered, and its arrays). Their sum is the peak: within 15% of the compiler's on every
+    plan of benchmarks/results/plans.jsonl. Chapter 13 derives each term. `chip` is a slice's name: a
+    v6e's compiler fuses more. Raises `CourseError` for sizes that do not divide.
     """
     c = config
     sharding.check(c, fsdp=fsdp, tp=tp)
-    if batch % fsdp:
-        raise CourseError(f"batch: {batch} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}")
-    D, F, q, kv = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    kv_tp = 1 if c.num_key_value_heads % tp else tp  # heads that do not divide are whole on every chip
+    if batch_size % fsdp:
+        what = f"{batch_size} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}"
+        raise CourseError(f"batch_size: {what}")
+    D, F, L, V = c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.vocab_size
+    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+    q, kv = heads * c.head_dim, kv_heads * c.head_dim
+    kv_tp = 1 if kv_heads % tp else tp  # heads that do not divide are replicated
     # outputs, inputs, and into how many parts tp cuts the outputs (column) or the inputs (row)
     column = [(q, D, tp), (kv, D, kv_tp), (kv, D, kv_tp), (F, D, tp), (F, D, tp)]
     row = [(D, q, tp), (D, F, tp)]
     matrices = sum(o * i // (n * fsdp) for o, i, n in column + row)
-    biases = c.attention_bias * (q // tp + 2 * kv // kv_tp) + c.o_proj_bias * D // fsdp + c.mlp_bias * (2 * F // tp + D // fsdp)
-    table = c.vocab_size * D // tp  # embedding or output layer, gathered
-    numbers = c.num_hidden_layers * (matrices + biases + 2 * D) + D + (2 - c.tie_word_embeddings) * table // fsdp
-    adapter = c.num_hidden_layers * rank * sum(o // n + i // fsdp for o, i, n in column)
-    adapter += c.num_hidden_layers * rank * sum(o // fsdp + i // n for o, i, n in row)
+    biases = c.attention_bias * (q // tp + 2 * kv // kv_tp) + c.o_proj_bias * D // fsdp
+    biases += c.mlp_bias * (2 * F // tp + D // fsdp)
+    table = V * D // tp  # embedding or output layer, all-gathered
+    tables = (2 - c.tie_word_embeddings) * table // fsdp
+    parameters = L * (matrices + biases + 2 * D) + D + tables
+    adapter = L * rank * sum(o // n + i // fsdp for o, i, n in column)
+    adapter += L * rank * sum(o // fsdp + i // n for o, i, n in row)
 
-    rows = batch // fsdp
-    tokens = rows * seq
-    scores, mlp = rows * (c.num_attention_heads // tp) * seq * seq, tokens * F // tp
-    in_chunk = rows * max(1, min(chunk, batch * seq) // batch)
-    block = 2 * matrices * fsdp if fsdp > 1 else 0  # a layer's weights, gathered, in bfloat16
-    kept = 2 * tokens * D  # a layer's input; without remat everything that its way back asks for, gathered weights too
-    if not remat:
-        kept = 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (q // tp + 2 * kv // kv_tp) + block
+    rows = batch_size // fsdp
+    tokens = rows * seq_len
+    scores, mlp = rows * (heads // tp) * seq_len * seq_len, tokens * F // tp
+    in_chunk = rows * max(1, min(loss_chunk_size, batch_size * seq_len) // batch_size)
+    block = 2 * matrices * fsdp if fsdp > 1 else 0  # a layer's weights, all-gathered, in bfloat16
+    kept = 2 * tokens * D  # a layer's input; or all that its backward pass needs, weights included
+    if not gradient_checkpointing:
+        kept = 6 * scores + 12 * mlp + 14 * tokens * D
+        kept += 2 * tokens * (q // tp + 2 * kv // kv_tp) + block
     head = 2 * table if fsdp > 1 else 0
-    # A softmax on its way back: its value and its gradient, each in float32 and in bfloat16.
-    loss = max(head, 12 * in_chunk * c.vocab_size // tp) + 2 * adapter
-    # With one row or one key/value head on a chip, and on a v6e, the softmax of attention is joined to the products around
-    # it, and has no array in float32.
-    joined = rows == 1 or c.num_key_value_heads <= tp or chip.startswith("v6e")
-    layer = (4 if joined else 8) * scores + 7 * 2 * mlp + 16 * 2 * tokens * D + 6 * adapter
+    # In the backward pass a softmax has its value and its gradient, each in float32 and in bfloat16.
+    loss = max(head, 12 * in_chunk * V // tp) + 2 * adapter
+    # With one row or one key/value head on a chip, and on a v6e, attention's softmax is fused with the
+    # products around it, and has no array in float32.
+    fused = rows == 1 or kv_heads <= tp or chip.startswith("v6e")
+    layer = (4 if fused else 8) * scores + 7 * 2 * mlp + 16 * 2 * tokens * D + 6 * adapter
     moments = {"head": head, "logits": loss}, {"gathered": block, "layer": layer}
-    always = {"weights": 2 * numbers, "adapter": 12 * adapter, "saved": c.num_hidden_layers * kept}
+    always = {"weights": 2 * parameters, "adapter": 12 * adapter, "saved": L * kept}
     return always | max(moments, key=lambda moment: sum(moment.values()))
 
 
-def _bound(chip: Chip, config, flops, batch, seq, fsdp, tp, accumulate, remat, chunk) -> dict:
-    """`seconds` and `assumptions` of a plan: the roofline of Williams et al. (2009) for the step as a whole."""
-    counts = transformer.count_parameters(config)
-    rows = batch // accumulate
-    chunks = accumulate * -(-seq // max(1, min(chunk, rows * seq) // rows))
-    passes = accumulate * (2 + remat)
-    read = 2 * (counts["attention"] + counts["mlp"]) * passes + 2 * config.vocab_size * config.hidden_size * 2 * chunks
+def _bound(
+    chip: Chip, config, flops, batch_size, seq_len, fsdp, tp, accumulation_steps,
+    gradient_checkpointing, loss_chunk_size,
+) -> dict:  # fmt: skip
+    """`seconds` and `assumptions` of a plan: the roofline (Williams et al. 2009) of the whole step."""
+    counts = config.count_parameters()
+    rows = batch_size // accumulation_steps
+    columns = max(1, min(loss_chunk_size, rows * seq_len) // rows)
+    heads = 2 * accumulation_steps * -(-seq_len // columns)  # times that the output layer is read
+    passes = accumulation_steps * (2 + gradient_checkpointing)
+    read = 2 * (counts["attention"] + counts["mlp"]) * passes
+    read += 2 * config.vocab_size * config.hidden_size * heads
     seconds = {"compute": flops / (fsdp * tp * chip.flops), "memory": read / tp / chip.bandwidth}
+    peak = f"{chip.flops / 1e12:g} TFLOP/s in bfloat16 and {chip.bandwidth / 1e9:g} GB/s"
+    reads = f"each block's {passes} times, the output layer's {heads}"
     return {
         "seconds": seconds | {"bound": max(seconds.values())},
         "assumptions": (
-            f"{chip.flops / 1e12:g} TFLOP/s in bfloat16 and {chip.bandwidth / 1e9:g} GB/s ({chip.source})",
+            f"{peak} ({chip.source})",
             f"{flops:.3g} operations, at the peak",
-            f"{read / tp / 1e9:.1f} GB of weights read, each block's {passes} times, the output layer's {2 * chunks}; "
-            "activations and messages not counted",
+            f"{read / tp / 1e9:.1f} GB of weights read, {reads}; no activations, no collectives",
         ),
     }
