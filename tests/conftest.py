@@ -17,7 +17,9 @@ for name, value in COMPILE_CACHE.items():
 if importlib.util.find_spec("beartype"):  # .venv-tpu has no need of it
     from jaxtyping import install_import_hook
 
-    install_import_hook("utils", "beartype.beartype")
+    import tests.helpers.signatures  # noqa: F401, the hook takes it from sys.modules
+
+    install_import_hook("utils", "tests.helpers.signatures.checked")
 
 SPENT = pytest.StashKey[float]()
 
