@@ -1,12 +1,14 @@
-"""Loading a checkpoint: seconds and memory of `weights.load`, of transformers, and of copying the bytes once.
+"""Loading a checkpoint: seconds and memory of `weights.load`, of transformers, and of one plain
+copy.
 
     python tools/make_random_checkpoint.py --like R1 /somewhere/r1-random
     python benchmarks/load.py /somewhere/r1-random [--rounds 3]
 
-Prints JSON lines, the summary last. Every load happens in a process of its own, in turns, after the file was read once (so
-that the disk plays no part). A thread in that process reads RssAnon, the memory that is the process's own and no view of
-a file, every 2 ms. `peak_over_bytes` is its peak, interpreter and libraries included, over the bytes of the tensors;
-`grown_over_bytes` leaves out what was there when the load began. "numpy" copies each tensor once out of a memory map.
+Prints JSON lines, the summary last. Every load happens in a process of its own, in turns, after the
+file was read once (so that the disk plays no part). A thread in that process reads RssAnon, the
+memory that is the process's own and no view of a file, every 2 ms. `peak_over_bytes` is its peak,
+interpreter and libraries included, over the bytes of the tensors; `grown_over_bytes` leaves out
+what was there when the load began. "numpy" copies each tensor once out of a memory map.
 """
 
 import argparse
@@ -14,107 +16,58 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # and the script's own folder is there already
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # the script's own folder is there already
 
-DTYPES = {"F32": 4, "F16": 2, "BF16": 2}
-
-
-def rss_anon() -> int:
-    """Bytes of this process that are no view of a file (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return 1024 * int(line.split()[1])
-    raise SystemExit("RssAnon: this benchmark needs Linux")
-
-
-class Peak(threading.Thread):
-    """The largest RssAnon seen until `stop`."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.most, self.over = 0, threading.Event()
-
-    def run(self):
-        while not self.over.wait(0.002):
-            self.most = max(self.most, rss_anon())
-
-    def stop(self) -> int:
-        self.over.set()
-        self.join()
-        return max(self.most, rss_anon())
+import process
 
 
 def headers(folder: Path) -> dict[Path, tuple[int, dict]]:
     """file -> (where its bytes begin, its header), as in chapter 08."""
-    found = {}
+    files = {}
     for path in sorted(folder.glob("*.safetensors")):
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        found[path] = (8 + length, header)
-    return found
+        files[path] = (8 + length, header)
+    return files
 
 
-def prepare(side: str, folder: Path, dtype: str | None):
-    """Imports what the side needs; returns the function that loads."""
-    if side == "numpy":
-        import numpy as np
+def numpy_copies(folder: Path):
+    """A function that copies every tensor out of a memory map."""
+    import numpy as np
 
-        def load():
-            kept = {}
-            for path, (start, header) in headers(folder).items():
-                mapped = np.memmap(path, mode="r")
-                for name, entry in header.items():
-                    begin, end = entry["data_offsets"]
-                    kept[name] = np.array(mapped[start + begin : start + end])
-            return kept
-
-    elif side == "ours":
-        import jax
-
-        from utils.hf import weights
-
-        jax.devices()  # starts the runtime
-
-        def load():
-            from flax import nnx
-
-            model = weights.load(folder, dtype=dtype)
-            jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
-            return model
-
-    else:
-        import torch
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        auto = transformers.AutoModelForCausalLM
-        auto  # noqa: B018 (the lazy import happens here and not within the measurement)
-
-        def load():
-            model = auto.from_pretrained(folder, dtype=getattr(torch, dtype) if dtype else "auto")
-            # from_pretrained may leave weights as views of the file: look at every page of them
-            for parameter in model.parameters():
-                parameter.detach().view(torch.uint8).view(-1)[::4096].sum()
-            return model
+    def load():
+        tensors = {}
+        for path, (start, header) in headers(folder).items():
+            mapped = np.memmap(path, mode="r")
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                tensors[name] = np.array(mapped[start + begin : start + end])
+        return tensors
 
     return load
 
 
-def child(side: str, folder: Path, dtype: str | None) -> None:
-    load = prepare(side, folder, dtype)
-    before, peak = rss_anon(), Peak()
-    peak.start()
-    begun = time.perf_counter()
-    kept = load()
-    taken = time.perf_counter() - begun
-    print(json.dumps({"seconds": taken, "peak": peak.stop(), "before": before, "after": rss_anon()}))
-    del kept
+def ours(folder: Path, dtype: str | None):
+    """A function that loads with this package."""
+    import jax
+    from flax import nnx
+
+    from utils.hf import weights
+
+    jax.devices()  # starts the runtime
+
+    def load():
+        model = weights.load(folder, dtype=dtype)
+        jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
+        return model
+
+    return load
 
 
 def main() -> None:
@@ -122,11 +75,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default=None, help="cast on the way (default: as stored)")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["numpy", "ours"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        return child(args.child, args.folder, args.dtype)
-    from common import has, report
+    if args.child == "numpy":
+        return process.measure_load(numpy_copies(args.folder))
+    if args.child == "ours":
+        return process.measure_load(ours(args.folder, args.dtype))
+    import common
 
     size = sum(
         entry["data_offsets"][1] - entry["data_offsets"][0]
@@ -139,17 +94,22 @@ def main() -> None:
         with open(path, "rb") as file:
             while file.read(1 << 24):
                 pass
-    sides = ["numpy", "ours"] + ["transformers"] * has("torch", "transformers")
-    found = {side: [] for side in sides}
+    child = [sys.executable, __file__, str(args.folder), "--child"]
+    dtype = ["--dtype", args.dtype] if args.dtype else []
+    commands = {"numpy": [*child, "numpy"], "ours": [*child, "ours", *dtype]}
+    if common.has_peers():
+        options = json.dumps({"folder": str(args.folder), "dtype": args.dtype})
+        program = common.ROOT / "benchmarks" / "peers" / "load.py"
+        commands["transformers"] = [common.PEERS_PYTHON, program, options]
+    names = list(commands)
+    loads = {side: [] for side in names}
     for i in range(args.rounds):
-        for j in range(len(sides)):
-            side = sides[(i + j) % len(sides)]
-            command = [sys.executable, __file__, str(args.folder), "--child", side]
-            command += ["--dtype", args.dtype] * bool(args.dtype)
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+        for j in range(len(names)):
+            side = names[(i + j) % len(names)]
+            done = subprocess.run(commands[side], stdout=subprocess.PIPE, text=True, check=True)
+            loads[side].append(json.loads(done.stdout.splitlines()[-1]))
     summary = {}
-    for side, rows in found.items():
+    for side, rows in loads.items():
         summary[side] = {
             "seconds": round(statistics.median(row["seconds"] for row in rows), 3),
             "peak_over_bytes": round(max(row["peak"] for row in rows) / size, 3),
@@ -157,11 +117,14 @@ def main() -> None:
             "kept_over_bytes": round(max(row["after"] - row["before"] for row in rows) / size, 3),
         }
         rounds = [round(row["seconds"], 3) for row in rows]
-        report(benchmark="load", side=side, dtype=args.dtype or "as stored", bytes=size, **summary[side], rounds=rounds)
-    report(
+        common.add_versions(rows[0]["versions"])
+        row = {"dtype": args.dtype or "as stored", "bytes": size, **summary[side], "rounds": rounds}
+        common.report(benchmark="load", side=side, **row)
+    plain = summary["numpy"]["seconds"]
+    common.report(
         benchmark="summary",
         bytes=size,
-        seconds_over_numpy={s: round(row["seconds"] / summary["numpy"]["seconds"], 3) for s, row in summary.items()},
+        seconds_over_numpy={s: round(row["seconds"] / plain, 3) for s, row in summary.items()},
         peak_over_bytes={s: row["peak_over_bytes"] for s, row in summary.items()},
     )
 

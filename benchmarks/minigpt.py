@@ -1,29 +1,33 @@
-"""Training throughput of MiniGPT, beside the tutorial that this course starts from, and the data pipeline's.
+"""Training throughput of MiniGPT, beside the tutorial that this course starts from, and the data
+pipeline's.
 
     python benchmarks/minigpt.py [--rounds 5]
 
-Prints JSON lines, the summary last. The two models at the tutorial's shape take turns, a few steps each per round, so
-that a machine that slows down slows both; medians over rounds are reported. Nothing else should run meanwhile.
+Prints JSON lines, the summary last. The two models at the tutorial's shape take turns, a few steps
+each per round, so that a machine that slows down slows both; medians over rounds are reported.
+Nothing else should run meanwhile.
 
-The tutorial is "Using LoRA in JAX" of the JAX AI stack (https://docs.jaxstack.ai); its model is rebuilt here from its
-description: post-norm blocks with `nnx.MultiHeadAttention` and biases, ReLU, a separate output layer, `nnx.LoRALinear` of
-rank 128 in the feed-forward layers and the output layer, trained through `nnx.Optimizer` and `nnx.value_and_grad`, with its
-filter mended (as published, it trains nothing: chapter 05). Ours is the package's MiniGPT with adapters of rank 128 in the
-same places, its table tied, through `train.make_step` and the chunked loss.
+The tutorial is "Using LoRA in JAX" of the JAX AI stack (https://docs.jaxstack.ai); its model is
+rebuilt here from its description: post-norm blocks with `nnx.MultiHeadAttention` and biases, ReLU,
+a separate output layer, `nnx.LoRALinear` of rank 128 in the feed-forward layers and the output
+layer, trained through `nnx.Optimizer` and `nnx.value_and_grad`, with its filter corrected (as
+published, it trains nothing: chapter 05). Ours is the package's MiniGPT with adapters of rank 128
+in the same layers, its embedding table tied to the output layer, through `train.make_step` and the
+chunked loss.
 """
 
 import argparse
-import json
-import os
-import platform
+import math
 import statistics
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # the script's own folder is there already
 
-import flax
+import common
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,15 +37,17 @@ from flax import nnx
 from utils import lora, losses, minigpt, train
 from utils.data import corpus, packing, tokenizer
 
-VOCAB, CONTEXT, WIDTH, BLOCKS, HEADS, BATCH, RANK = 50_257, 256, 256, 4, 8, 8, 128
+VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, RANK = 50_257, 256, 4, 8, 128
+BATCH_SIZE, SEQ_LEN = 8, 256
 
 
 class TutorialBlock(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        self.attention = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
-        self.norm1, self.norm2 = nnx.LayerNorm(WIDTH, rngs=rngs), nnx.LayerNorm(WIDTH, rngs=rngs)
-        self.linear1 = nnx.LoRALinear(WIDTH, WIDTH, lora_rank=RANK, rngs=rngs)
-        self.linear2 = nnx.LoRALinear(WIDTH, WIDTH, lora_rank=RANK, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(NUM_HEADS, HIDDEN_SIZE, decode=False, rngs=rngs)
+        D = HIDDEN_SIZE
+        self.norm1, self.norm2 = nnx.LayerNorm(D, rngs=rngs), nnx.LayerNorm(D, rngs=rngs)
+        self.linear1 = nnx.LoRALinear(D, D, lora_rank=RANK, rngs=rngs)
+        self.linear2 = nnx.LoRALinear(D, D, lora_rank=RANK, rngs=rngs)
 
     def __call__(self, x):
         x = self.norm1(x + self.attention(x, mask=jnp.tril(jnp.ones((x.shape[1], x.shape[1])))))
@@ -50,21 +56,22 @@ class TutorialBlock(nnx.Module):
 
 class TutorialMiniGPT(nnx.Module):
     def __init__(self, rngs: nnx.Rngs):
-        self.tokens = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
-        self.positions = nnx.Embed(CONTEXT, WIDTH, rngs=rngs)
-        for i in range(BLOCKS):
+        self.tokens = nnx.Embed(VOCAB_SIZE, HIDDEN_SIZE, rngs=rngs)
+        self.positions = nnx.Embed(SEQ_LEN, HIDDEN_SIZE, rngs=rngs)
+        for i in range(NUM_LAYERS):
             setattr(self, f"block{i}", TutorialBlock(rngs))
-        self.output = nnx.LoRALinear(WIDTH, VOCAB, lora_rank=RANK, rngs=rngs)
+        self.output = nnx.LoRALinear(HIDDEN_SIZE, VOCAB_SIZE, lora_rank=RANK, rngs=rngs)
 
     def __call__(self, tokens):
         x = self.tokens(tokens) + self.positions(jnp.arange(tokens.shape[1])[None])
-        for i in range(BLOCKS):
+        for i in range(NUM_LAYERS):
             x = getattr(self, f"block{i}")(x)
         return self.output(x)
 
 
 def tutorial(batch):
-    """A function that makes one training step of the tutorial and returns its loss."""
+    """(a function that makes one training step of the tutorial and returns its loss,
+    parameters)."""
     model = TutorialMiniGPT(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.LoRAParam)
 
@@ -74,36 +81,47 @@ def tutorial(batch):
 
     @nnx.jit
     def step(model, optimizer):
-        loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, batch)
+        loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, nnx.LoRAParam))(
+            model, batch
+        )
         optimizer.update(model, grads)
         return loss
 
     return lambda: step(model, optimizer), parameters(model)
 
 
-def ours(batch, chunk: int):
-    config = minigpt.Config(vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=HEADS, intermediate_size=WIDTH)
+def ours(batch, loss_chunk_size: int):
+    """The same of this package's MiniGPT at the tutorial's shape."""
+    config = minigpt.Config(
+        vocab_size=VOCAB_SIZE,
+        max_position_embeddings=SEQ_LEN,
+        hidden_size=HIDDEN_SIZE,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=NUM_HEADS,
+        intermediate_size=HIDDEN_SIZE,
+    )
     model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
-    targets = ("up_proj", "down_proj", "lm_head")
-    lora.inject(model, rank=RANK, alpha=RANK, target_modules=targets, rngs=nnx.Rngs(1))
+    target_modules = ("up_proj", "down_proj", "lm_head")
+    lora.inject(model, rank=RANK, alpha=RANK, target_modules=target_modules, rngs=nnx.Rngs(1))
 
     def loss_fn(model, batch, key):
         hidden, _ = model.hidden(batch["inputs"])
-        head = model.embed_tokens
-        return losses.chunked_cross_entropy(head, hidden, batch["targets"], wrt=nnx.LoRAParam, chunk=chunk)
+        options = {"wrt": nnx.LoRAParam, "chunk_size": loss_chunk_size}
+        return losses.chunked_cross_entropy(model.embed_tokens, hidden, batch["targets"], **options)
 
     return stepper(model, batch, loss_fn, optax.adam(1e-3), nnx.LoRAParam), parameters(model)
 
 
 def stepper(model, batch, loss_fn, tx, wrt):
-    graph, learnt, rest = nnx.split(model, wrt, ...)
-    learnt = jax.tree.map(jnp.copy, learnt)
+    """A function that makes one training step on the batch and returns its loss."""
+    graph, trainable, frozen = nnx.split(model, wrt, ...)
+    trainable = jax.tree.map(jnp.copy, trainable)
     step_fn, key = train.make_step(graph, loss_fn, tx), jax.random.key(0)
-    carry = (learnt, tx.init(learnt), jnp.array(True))
+    carry = (trainable, tx.init(trainable), jnp.array(True))
 
     def step():
         nonlocal carry
-        carry, loss, _ = step_fn(carry, rest, batch, key)
+        carry, loss, _ = step_fn(carry, frozen, batch, key)
         return loss
 
     return step
@@ -114,54 +132,57 @@ def parameters(model) -> int:
 
 
 def timed(step, count: int) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(count):
         loss = step()
     jax.block_until_ready(loss)
-    return time.perf_counter() - begun
-
-
-def report(**row):
-    versions = {"python": platform.python_version(), "jax": jax.__version__, "flax": flax.__version__}
-    device = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    print(json.dumps(row | {"device": device, "versions": versions}), flush=True)
+    return time.perf_counter() - started
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=512, help="tokens per chunk of the loss")
+    parser.add_argument(
+        "--loss-chunk-size", type=int, default=512, help="tokens that have logits at one time"
+    )
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    batch = {k: jnp.asarray(rng.integers(0, VOCAB, (BATCH, CONTEXT)), jnp.int32) for k in ("inputs", "targets")}
+    shape = (BATCH_SIZE, SEQ_LEN)
+    batch = {
+        name: jnp.asarray(rng.integers(0, VOCAB_SIZE, shape), jnp.int32)
+        for name in ("inputs", "targets")
+    }
 
-    sides = {"tutorial": tutorial(batch), "ours": ours(batch, args.chunk)}
+    sides = {"tutorial": tutorial(batch), "ours": ours(batch, args.loss_chunk_size)}
     for step, _ in sides.values():
         timed(step, 1)  # compiles
     seconds = {name: [] for name in sides}
     for _ in range(args.rounds):
         for name, (step, _) in sides.items():
             seconds[name].append(timed(step, 2))
-    speed = {name: 2 * BATCH * CONTEXT / statistics.median(s) for name, s in seconds.items()}
-    shape = {"batch": [BATCH, CONTEXT], "width": WIDTH, "blocks": BLOCKS, "vocab": VOCAB, "rank": RANK}
+    speed = {name: 2 * math.prod(shape) / statistics.median(s) for name, s in seconds.items()}
+    sizes = {"batch_shape": shape, "hidden_size": HIDDEN_SIZE, "num_hidden_layers": NUM_LAYERS}
+    sizes |= {"vocab_size": VOCAB_SIZE, "rank": RANK}
     for name, (_, size) in sides.items():
-        report(
-            benchmark="tutorial_shape",
-            side=name,
-            tokens_per_s=round(speed[name]),
-            rounds=[round(s, 3) for s in seconds[name]],
-            parameters=size,
-            dtype="float32",
-            **shape,
-        )
+        rounds = [round(s, 3) for s in seconds[name]]
+        row = {"tokens_per_s": round(speed[name]), "rounds": rounds, "parameters": size}
+        common.report(benchmark="tutorial_shape", side=name, **row, dtype="float32", **sizes)
 
     tok = tokenizer.get("stories2048")
-    rows = corpus.encode(corpus.load_stories("train", limit=5000).texts, tok)
+    rows = corpus.encode(corpus.load_stories("train", limit=5000, fallback=True).texts, tok)
     course = {}
     for config, size in (
         (minigpt.Config(), 4),
         (minigpt.Config(max_position_embeddings=256), 2),
-        (minigpt.Config(max_position_embeddings=256, hidden_size=144, num_hidden_layers=4, intermediate_size=576), 4),
+        (
+            minigpt.Config(
+                max_position_embeddings=256,
+                hidden_size=144,
+                num_hidden_layers=4,
+                intermediate_size=576,
+            ),
+            4,
+        ),
     ):
         batches = packing.batches(rows, config.max_position_embeddings, size, eot=tok.eot_token)
         model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
@@ -170,10 +191,10 @@ def main() -> None:
         timed(step, 20)
         per_step = statistics.median(timed(step, 20) / 20 for _ in range(args.rounds))
         many = 3000
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(many):
             next(batches)
-        pipeline = many * size * config.max_position_embeddings / (time.perf_counter() - begun)
+        pipeline = many * size * config.max_position_embeddings / (time.perf_counter() - started)
         training = size * config.max_position_embeddings / per_step
         name = f"{config.hidden_size}x{config.num_hidden_layers} context {config.max_position_embeddings} batch {size}"
         course[name] = {
@@ -181,19 +202,15 @@ def main() -> None:
             "pipeline_tokens_per_s": round(pipeline),
             "pipeline_over_training": round(pipeline / training, 1),
         }
-        report(benchmark="course_shape", shape=name, dtype="float32", **course[name])
+        common.report(benchmark="course_shape", shape=name, dtype="float32", **course[name])
 
-    for context in (128, 256):
+    for seq_len in (128, 256):
         for pack in (packing.pad_rows, packing.concat_then_split, packing.best_fit):
-            packed = pack(rows, context, eot=tok.eot_token)
-            report(
-                benchmark="packing",
-                packing=pack.__name__,
-                max_position_embeddings=context,
-                wasted=round(packed.wasted, 5),
-                dropped=round(packed.dropped, 5),
-            )
-    report(
+            packed = pack(rows, seq_len, eot=tok.eot_token)
+            row = {"packing": pack.__name__, "seq_len": seq_len}
+            row |= {"wasted": round(packed.wasted, 5), "dropped": round(packed.dropped, 5)}
+            common.report(benchmark="packing", **row)
+    common.report(
         benchmark="summary",
         tutorial_tokens_per_s=round(speed["tutorial"]),
         ours_tokens_per_s=round(speed["ours"]),
