@@ -291,7 +291,7 @@ def inject(
     options = dict(
         rank=rank,
         alpha=alpha,
-        num_hidden_layers=layers,
+        layers=layers,
         use_rslora=use_rslora,
         dropout=dropout,
         rngs=rngs,
