@@ -153,27 +153,24 @@ class Prepared:
 
     def __init__(self, model: nnx.Module):
         self.config, self.cache_dtype = model.config, model.dtype
-        self.prefill = _split(model)
-        self._layouts: dict[bool, tuple] = {}
+        self.prefill = self._decode = _split(model)
+        self._layout = "stacked"
 
-    def decode(self, batch_size: int) -> tuple[tuple, dict | None]:
-        """((graph, state) for decode steps of so many rows, their compiler options). Made when first needed, then kept.
+    def decode(self, batch_size: int) -> tuple[tuple, str]:
+        """((graph, state) for decode steps of so many rows, the name of their layout). Made when first needed, then kept.
 
         On a CPU a Transformer decodes in a layout of its own (`kernels.decoding_layout`), which costs memory beside the
         model: how much is logged. Elsewhere prefill and decoding share one copy of the weights.
         """
-        small = batch_size <= kernels.cpu.SMALL_BATCH
-        if small not in self._layouts:
-            self._layouts.clear()  # one of the two is in memory, never both
-            model = nnx.merge(*self.prefill)
-            layout, options = kernels.decoding_layout(model, batch_size)
-            self._layouts[small] = (self.prefill if layout is model else _split(layout)), options
-            if layout is not model:
-                shared = {id(leaf) for leaf in jax.tree.leaves(self.prefill[1])}
-                leaves = jax.tree.leaves(self._layouts[small][0][1])
-                size = sum(leaf.nbytes for leaf in leaves if id(leaf) not in shared)
-                logger.info(f"layout for decoding on a CPU: {size / 1e6:,.1f} MB beside the model")
-        return self._layouts[small]
+        model = nnx.merge(*self.prefill)
+        layout = kernels.decoding_layout(model, batch_size)
+        if layout != self._layout:
+            self._decode = None  # one of a CPU's layouts is in memory, never both
+            self._decode, self._layout = _split(kernels.lay_out(model, layout)), layout
+            shared = {id(leaf) for leaf in jax.tree.leaves(self.prefill[1])}
+            own = sum(leaf.nbytes for leaf in jax.tree.leaves(self._decode[1]) if id(leaf) not in shared)
+            logger.info(f"decoding on a CPU, {layout} layout: {own / 1e6:,.1f} MB beside the model")
+        return self._decode, self._layout
 
 
 def prepare(model: nnx.Module | Prepared) -> Prepared:
@@ -250,10 +247,14 @@ def _prefill(graph, state, tokens, lengths, keys, seen, sampling, *, cache_lengt
 
 
 @functools.cache
-def compiled_decode(compiler_options: tuple = ()):
-    """`_decode`, jitted with these options (name, value)."""
-    options = dict(compiler_options) or None
-    return jax.jit(_decode, static_argnames=STATIC, donate_argnums=2, compiler_options=options)
+def jitted_decode(layout: str):
+    """`_decode`, jitted for a layout."""
+    return jax.jit(
+        _decode,
+        static_argnames=STATIC,
+        donate_argnums=2,
+        compiler_options=kernels.compiler_options(layout),
+    )
 
 
 def _decode(graph, weights, state, keys, sampling, **static):
@@ -475,8 +476,7 @@ def _run(
         cache_length=cache_length,
         **static,
     )
-    layout, compiler_options = prepared.decode(batch_size)
-    decode = compiled_decode(tuple((compiler_options or {}).items()))
+    weights, layout = prepared.decode(batch_size)
     stop_ids = codec.stop_ids | {int(s) for s in options.stop if _whole(s)}
     stop_strings = [s for s in options.stop if isinstance(s, str)]
     rows = [Row(codec.decoder(), stop_strings, stop_ids) for _ in prompt_ids]
@@ -490,7 +490,7 @@ def _run(
         yield pieces, rows
         if all(row.finish_reason for row in rows):
             return
-        new, state = decode(*layout, state, keys, sampling, **static)
+        new, state = jitted_decode(layout)(*weights, state, keys, sampling, **static)
         chunk = np.array(new)
 
 

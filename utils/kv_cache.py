@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from utils import kernels
+
 
 class LayerCache(NamedTuple):
     """Keys and values of one layer, laid out so that both products of attention, q k and then weights times v, read a
@@ -21,14 +23,14 @@ class LayerCache(NamedTuple):
     def update(
         self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], positions: Int[Array, "B T"]
     ) -> "LayerCache":
-        """The cache with new keys and values written to their positions, each row to its own.
-
-        Positions beyond the last place belong to rows that have ended: those are written over the last one.
-        """
-        rows = jnp.arange(len(positions))[:, None]
+        """The cache with new keys and values written to their positions, each row to its own."""
         return LayerCache(
-            self.k.at[rows, :, :, positions].set(k.astype(self.k.dtype), mode="clip"),
-            self.v.at[rows, :, positions].set(v.astype(self.v.dtype), mode="clip"),
+            *(
+                kernels.write_positions(
+                    old, jnp.moveaxis(new, 1, axis).astype(old.dtype), positions, axis
+                )
+                for old, new, axis in ((self.k, k, 3), (self.v, v, 2))
+            )
         )
 
     def prefill(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "LayerCache":

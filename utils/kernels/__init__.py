@@ -5,12 +5,18 @@ layouts of one platform have a file each: `cpu.py`.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from utils.kernels import cpu
-from utils.kernels.precision import activation_dtype, compiling_for, mixed_precision_einsum, on_cpu
+from utils.kernels import cpu, tpu
+from utils.kernels.precision import (
+    activation_dtype,
+    compiling_for,
+    mixed_precision_einsum,
+    on_cpu,
+    platform,
+)
 
-__all__ = ["activation_dtype", "compiling_for", "mixed_precision_einsum", "on_cpu"]
+__all__ = ["activation_dtype", "compiling_for", "mixed_precision_einsum", "on_cpu", "platform"]
 
 
 def linear(
@@ -23,6 +29,28 @@ def linear(
     return mixed_precision_einsum("Ni,oi->No", rows, weight, x.dtype).reshape(*x.shape[:-1], -1)
 
 
+def write_positions(
+    cache: Float[Array, "B *dims"],
+    new: Float[Array, "B *places"],
+    positions: Int[Array, "B T"],
+    axis: int,
+) -> Float[Array, "B *dims"]:
+    """`cache` with T new entries of each row written at `positions` along `axis`.
+
+    Positions beyond the last place belong to rows that have ended: those are written over the last one.
+    """
+    if platform() == "tpu" and positions.shape[1] == 1:
+        return tpu.write_rows(cache, new, positions[:, 0], axis)
+    rows = jnp.arange(len(positions))[:, None]
+    new = jnp.moveaxis(new, axis, 1)  # as the indices below want it: [B, T, the other axes]
+    if positions.size == 1 and on_cpu():
+        # Written twice: a scatter of one entry becomes a slice update, which XLA's CPU backend fuses with its reader, and for
+        # that copies the cache.
+        new, rows, positions = (jnp.concatenate([a, a]) for a in (new, rows, positions))
+    between = [slice(None)] * (axis - 1)
+    return cache.at[(rows, *between, positions)].set(new, mode="clip")
+
+
 def scan_unroll(num_layers: int, param_dtype) -> int:
     """How many layers a scan over stacked weights writes out in one iteration: 1; on a CPU, of 16-bit weights, all.
 
@@ -32,14 +60,29 @@ def scan_unroll(num_layers: int, param_dtype) -> int:
     return num_layers if on_cpu() and jnp.dtype(param_dtype).itemsize == 2 else 1
 
 
-def decoding_layout(model, batch_size: int):
-    """(the model laid out for decode steps of this many rows, options to compile them with): on a CPU `cpu.unrolled` or
-    `cpu.packed`, which cost memory beside the model; elsewhere the model itself, one copy of the base for everything."""
+def decoding_layout(model, batch_size: int) -> str:
+    """The layout in which a model decodes this many rows: "stacked", the model as it is, one copy of the base for everything.
+
+    On a CPU a Transformer has its own, `cpu.unrolled` or, for a few rows of bfloat16, `cpu.packed`, beside the model.
+    """
     if not on_cpu() or not hasattr(model, "model"):
-        return model, None
-    if model.param_dtype == jnp.bfloat16 and batch_size <= cpu.SMALL_BATCH:
-        return cpu.packed(model), cpu.COMPILER_OPTIONS
-    return cpu.unrolled(model), None
+        return "stacked"
+    few = batch_size <= cpu.SMALL_BATCH and model.param_dtype == jnp.bfloat16
+    return "packed" if few else "unrolled"
+
+
+def lay_out(model, layout: str):
+    """The model in this layout."""
+    return {"stacked": lambda model: model, "unrolled": cpu.unrolled, "packed": cpu.packed}[layout](
+        model
+    )
+
+
+def compiler_options(layout: str) -> dict | None:
+    """What decode steps in this layout are compiled with."""
+    if platform() == "tpu":
+        return tpu.decode_options()
+    return cpu.COMPILER_OPTIONS if layout == "packed" else None
 
 
 def training_layout(model, mesh=None):

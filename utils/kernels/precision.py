@@ -21,9 +21,14 @@ def compiling_for(platform: str):
         _target.reset(token)
 
 
+def platform() -> str:
+    """Where the model that is being built, or the program that is being traced, will run: "cpu", "gpu" or "tpu"."""
+    return _target.get() or jax.default_backend()
+
+
 def on_cpu() -> bool:
-    """Whether the model that is being built, or the program that is being traced, will run on a CPU."""
-    return (_target.get() or jax.default_backend()) == "cpu"
+    """Whether `platform` is a CPU."""
+    return platform() == "cpu"
 
 
 def activation_dtype(param_dtype) -> jnp.dtype:
