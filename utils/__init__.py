@@ -1,7 +1,7 @@
 """The course's package, a house of rooms: what the chapters build, and then import.
 
-Ground floor, in reading order: `minigpt`, `train`, `checkpoints` (Part I); `lora` (II); `transformer` with
-`rope`, `attention`, `kv_cache` and `stacked`, `generate` (III); `losses`, `sharding` (IV).
+Ground floor, in reading order: `minigpt`, `train`, `checkpoints` (Part I); `lora` (II); `transformer`
+with `rope`, `attention`, `kv_cache` and `stacked`, `generate` (III); `losses`, `sharding` (IV).
 
     kernels/     one platform's kernels and layouts, behind `attention` and one `linear`
     hf/          other people's formats: the hub, configurations, weights, GGUF, PEFT, chat templates
@@ -10,7 +10,7 @@ Ground floor, in reading order: `minigpt`, `train`, `checkpoints` (Part I); `lor
     commands/    `python -m utils --help`: generate, finetune, evaluate, plan, mirror
     course/      what the pages alone need: profiles, plots, checks of exercises, Colab
 
-Nothing imports from a room below it in this list, and nothing but pages and tests from the last two.
+A room may use the ground floor and the rooms named before it. Only pages and tests use the last two.
 
 `utils` is a common name. By `COURSE` a notebook's first cell knows that it imported this package and not
 another one of the same name.

@@ -223,8 +223,8 @@ def fit(
             except CourseError:
                 store.close()
                 raise
-            history = History(**past | {"stopped": "finished"})
-            history.evaluations = [tuple(pair) for pair in history.evaluations]
+            evaluations = [tuple(pair) for pair in past["evaluations"]]
+            history = History(**past | {"evaluations": evaluations, "stopped": "finished"})
     step_fn = make_step(graph, loss_fn, tx, gradient_accumulation_steps)
     key, first_process = jax.random.key(seed), jax.process_index() == 0
 

@@ -18,7 +18,7 @@ from flax import nnx
 from utils import checkpoints, minigpt, train
 from utils.data import corpus, packing, stories, tokenizer
 
-STEPS, LONG, SAVE_EVERY = 40, 80, 4  # LONG: room for five kills
+STEPS, LONG, SAVE_EVERY = 40, 200, 4  # LONG: room for ten kills
 
 
 @functools.cache
