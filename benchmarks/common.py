@@ -97,7 +97,7 @@ def served(ours) -> bool:
     end."""
     if sys.argv[1:2] != ["--serve"]:
         return False
-    process.serve(ours(**json.loads(sys.argv[2])))
+    process.serve(lambda: (ours(**json.loads(sys.argv[2])), {}))
     return True
 
 

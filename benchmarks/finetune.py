@@ -22,9 +22,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # the script's own folder is there already
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import jax

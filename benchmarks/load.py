@@ -18,9 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # the script's own folder is there already
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import process
 

@@ -23,9 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # the script's own folder is there already
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import common
 import jax
@@ -184,7 +182,8 @@ def main() -> None:
             4,
         ),
     ):
-        batches = packing.batches(rows, config.max_position_embeddings, size, eot=tok.eot_token)
+        length = config.max_position_embeddings
+        batches = packing.batches(rows, length, size, eot=tok.eot_token)
         model = minigpt.MiniGPT(config, rngs=nnx.Rngs(0))
         tx = train.optimizer(train.schedule(2e-3, 1000))
         step = stepper(model, next(batches), train.next_token_loss, tx, nnx.Param)
@@ -194,9 +193,9 @@ def main() -> None:
         started = time.perf_counter()
         for _ in range(many):
             next(batches)
-        pipeline = many * size * config.max_position_embeddings / (time.perf_counter() - started)
-        training = size * config.max_position_embeddings / per_step
-        name = f"{config.hidden_size}x{config.num_hidden_layers} context {config.max_position_embeddings} batch {size}"
+        pipeline = many * size * length / (time.perf_counter() - started)
+        training = size * length / per_step
+        name = f"{config.hidden_size}x{config.num_hidden_layers} context {length} batch {size}"
         course[name] = {
             "tokens_per_s": round(training),
             "pipeline_tokens_per_s": round(pipeline),

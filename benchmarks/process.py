@@ -21,16 +21,15 @@ def versions(*packages: str) -> dict[str, str]:
     return installed
 
 
-def serve(functions: list, **about) -> None:
-    """Answer turns until standard input is closed: each line is the number of a function, which is
-    called and timed.
+def serve(prepare) -> None:
+    """Answer turns until standard input is closed: each line is the number of a function to call.
 
-    The first line of output is `about` as JSON, once everything is ready; then, for each turn,
-    {"seconds", "result"}. A function waits until its work is done and returns something that JSON
-    knows.
+    `prepare()` returns (functions, a dict for the first line of output). Then, for each turn, a
+    line {"seconds", "result"}. A function returns when its work is done, with something JSON knows.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand between the answers
+    functions, about = prepare()
     print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:
         function = functions[int(line)]

@@ -13,7 +13,7 @@ import transformers
 transformers.logging.set_verbosity_error()
 
 
-def main(path: str, dtype: str, rows: list[list[int]], max_new_tokens: int) -> None:
+def prepare(path: str, dtype: str, rows: list[list[int]], max_new_tokens: int) -> tuple[list, dict]:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype)
     ).eval()
@@ -37,8 +37,9 @@ def main(path: str, dtype: str, rows: list[list[int]], max_new_tokens: int) -> N
 
         return generate
 
-    versions = process.versions("torch", "transformers")
-    process.serve([run(1), run(1 + max_new_tokens)], versions=versions)
+    return [run(1), run(1 + max_new_tokens)], {
+        "versions": process.versions("torch", "transformers")
+    }
 
 
-main(**json.loads(sys.argv[1]))
+process.serve(lambda: prepare(**json.loads(sys.argv[1])))

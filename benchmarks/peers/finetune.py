@@ -13,7 +13,9 @@ import torch
 import transformers
 
 
-def main(path, examples: str, batch_size: int, rank: int, alpha: float, eos_token_id: int) -> None:
+def prepare(
+    path, examples: str, batch_size: int, rank: int, alpha: float, eos_token_id: int
+) -> tuple[list, dict]:
     """`examples` is a JSON file of [token ids, how many of them are the prompt]."""
     examples = json.loads(Path(examples).read_text())
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
@@ -44,7 +46,7 @@ def main(path, examples: str, batch_size: int, rank: int, alpha: float, eos_toke
         optimizer.zero_grad()
         return sum(len(ids) - 1 for ids, _ in chosen)
 
-    process.serve([step], versions=process.versions("torch", "transformers", "peft"))
+    return [step], {"versions": process.versions("torch", "transformers", "peft")}
 
 
-main(**json.loads(sys.argv[1]))
+process.serve(lambda: prepare(**json.loads(sys.argv[1])))

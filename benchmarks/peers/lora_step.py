@@ -12,7 +12,9 @@ import torch
 import transformers
 
 
-def main(path, dtype: str, rank: int, target_modules: list[str], inputs, targets) -> None:
+def prepare(
+    path, dtype: str, rank: int, target_modules: list[str], inputs, targets
+) -> tuple[list, dict]:
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=target_modules, task_type="CAUSAL_LM"
@@ -29,7 +31,7 @@ def main(path, dtype: str, rank: int, target_modules: list[str], inputs, targets
         optimizer.zero_grad()
         return loss.item()
 
-    process.serve([step], versions=process.versions("torch", "transformers", "peft"))
+    return [step], {"versions": process.versions("torch", "transformers", "peft")}
 
 
-main(**json.loads(sys.argv[1]))
+process.serve(lambda: prepare(**json.loads(sys.argv[1])))
