@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import bench_page, opened
 
-from tests.helpers.plans import ROWS, asked, config, recording
+from tests.helpers.plans import ROWS, config, recording, sizes
 from utils import CourseError, sharding
 from utils.commands import plan
 
@@ -30,8 +30,8 @@ def test_every_recorded_plan(page):
     """The same terms as `plan.estimate`, and within 15% of what the compiler said."""
     assert len(ROWS) >= 10
     for row in ROWS:
-        found = page.evaluate(ESTIMATE, [row["setting"]["model"], asked(row)])
-        assert found == plan.estimate(config(row), **asked(row)), row["setting"]
+        found = page.evaluate(ESTIMATE, [row["setting"]["model"], sizes(row)])
+        assert found == plan.estimate(config(row), **sizes(row)), row["setting"]
         assert sum(found.values()) == pytest.approx(row["bytes_per_chip"]["peak"], rel=0.15), row["setting"]
 
 

@@ -1,5 +1,7 @@
 """`python -m utils`: results on standard output, and for bad input status 2 and exactly one line."""
 
+import ast
+import dataclasses
 import json
 import os
 import pickle
@@ -12,17 +14,30 @@ import pytest
 
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import HOME
-from utils.hf import chat
-from utils.__main__ import main
+from tests.helpers.folders import ROOT
+from utils import generate, lora
+from utils.__main__ import COMMANDS, main, parse
+from utils.commands import options
+from utils.hf import chat, weights
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = str(HOME / "qwen2-untied")
 PROMPTS = checkpoints.texts("qwen2-untied")["prompts"]
 GREEDY = checkpoints.texts("qwen2-untied")["greedy"]
 
 
 def words(*args: str, model: str = MODEL, prompt: str = PROMPTS[0]) -> list[str]:
-    return ["generate", "--model", model, "--prompt", prompt, "--temperature", "0", "--max-new-tokens", "12", *args]
+    return [
+        "generate",
+        "--model",
+        model,
+        "--prompt",
+        prompt,
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "12",
+        *args,
+    ]
 
 
 def good(capsys, args: list[str]) -> str:
@@ -32,7 +47,7 @@ def good(capsys, args: list[str]) -> str:
     return out
 
 
-# ---------------------------------------------------------------------------------------------------------- good runs
+# ------------------------------------------------------------------------------------------ good runs
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -52,7 +67,8 @@ def test_streamed_text_is_the_same_text(capsys):
 
 def test_several_prompts_as_json(capsys):
     rows = json.loads(good(capsys, words("--prompt", PROMPTS[1], "--json")))
-    assert rows == [{"prompt": p, "text": t} for p, t in zip(PROMPTS, GREEDY)]
+    assert [(row["prompt"], row["text"]) for row in rows] == list(zip(PROMPTS, GREEDY))
+    assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
 
 
 def test_an_adapter_is_used(capsys):
@@ -63,10 +79,10 @@ def test_an_adapter_is_used(capsys):
 
 
 def test_chat_uses_the_template(capsys):
-    said = "<|start|>user\nHi!<|end|>\n<|start|>assistant\n"
-    assert good(capsys, words("--chat", prompt="Hi!")) == good(capsys, words(prompt=said))
+    turns = "<|start|>user\nHi!<|end|>\n<|start|>assistant\n"
+    assert good(capsys, words("--chat", prompt="Hi!")) == good(capsys, words(prompt=turns))
     system = good(capsys, words("--chat", "--system", "Be kind.", prompt="Hi!"))
-    assert system == good(capsys, words(prompt="<|start|>system\nBe kind.<|end|>\n" + said))
+    assert system == good(capsys, words(prompt="<|start|>system\nBe kind.<|end|>\n" + turns))
 
 
 def test_a_seed_reproduces(capsys):
@@ -77,27 +93,15 @@ def test_a_seed_reproduces(capsys):
     assert len({run(seed) for seed in "3456"}) > 1
 
 
-def test_padded_rows_of_the_vocabulary_are_never_drawn(capsys):
-    """In this fixture they are the likeliest at most places; a drawn one would decode to nothing, or fail."""
-    from utils import generate
-    from utils.hf import weights
-
-    made, tok = weights.load(HOME / "qwen2-untied"), chat.Tokenizer.from_folder(MODEL)
-    drawn = []
-    decode = tok.stream
-
-    def noting():
-        inner = decode()
-        push = inner.push
-        inner.push = lambda ids: (drawn.extend(ids), push(ids))[1]
-        return inner
-
-    tok.stream = noting
-    generate.generate(made, tok, PROMPTS * 4, 40, temperature=3.0, seed=1)
-    assert len(drawn) > 50 and max(drawn) < tok.n_vocab == 150
+def test_padded_rows_of_the_vocabulary_are_never_sampled():
+    """In this fixture they are the likeliest at most positions; one of them has no text."""
+    model, tok = weights.load(HOME / "qwen2-untied"), chat.Tokenizer.from_folder(MODEL)
+    completions = generate.generate(model, tok, PROMPTS * 4, 40, temperature=3.0, seed=1)
+    ids = [i for completion in completions for i in completion.ids]
+    assert len(ids) > 50 and max(ids) < tok.n_vocab == 150
 
 
-# ---------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------ bad input
 
 
 def bad_folder(name: str, damage):
@@ -143,15 +147,21 @@ FLAGS = {
     "top-k of zero": (["--top-k", "0"], "top_k"),
     "top-p above one": (["--top-p", "1.5"], "top_p"),
     "a penalty of zero": (["--repetition-penalty", "0"], "repetition_penalty"),
-    "no new tokens": (["--max-new-tokens", "0"], "max-new-tokens"),
+    "no new tokens": (["--max-new-tokens", "0"], "max_new_tokens"),
     "more tokens than the context holds": (["--max-new-tokens", "1000"], "128"),
     "a prompt that does not fit": (["--prompt", "word " * 300], "context"),
     "an empty prompt": (["--prompt", ""], "prompt"),
     "an absent adapter": (["--adapter", "nowhere/adapter"], "nowhere/adapter"),
-    "an unknown flag": (["--temprature", "1"], "temprature"),
+    "an unknown flag": (
+        ["--temprature", "1"],
+        "--temprature: no such argument, perhaps --temperature",
+    ),
+    "a word too many": (["stray"], "stray: no such argument"),
+    "a flag without its value": (["--seed"], "--seed: expected a value"),
     "an unknown dtype": (["--dtype", "int8"], "dtype"),
     "a system message without chat": (["--system", "Be kind."], "--chat"),
-    "streaming two prompts": (["--stream", "--prompt", "b"], "--stream"),
+    "streaming two prompts": (["--stream", "--prompt", "b"], "stream: expected one prompt"),
+    "streaming JSON": (["--stream", "--json"], "stream: expected one prompt and no --json"),
     "a seed that is no number": (["--seed", "x"], "seed"),
 }
 MODELS = {
@@ -163,11 +173,15 @@ MODELS = {
         "config.json",
     ),
     "an architecture we lack": (
-        bad_folder("qwen2-untied", lambda folder: checkpoints.edit_config(folder, model_type="mamba")),
+        bad_folder(
+            "qwen2-untied", lambda folder: checkpoints.edit_config(folder, model_type="mamba")
+        ),
         "mamba",
     ),
     "a truncated file": (
-        bad_folder("qwen2-untied", lambda folder: os.truncate(folder / "model.safetensors", 100_000)),
+        bad_folder(
+            "qwen2-untied", lambda folder: os.truncate(folder / "model.safetensors", 100_000)
+        ),
         "model.safetensors",
     ),
     "a NaN in the weights": (
@@ -182,7 +196,9 @@ MODELS = {
     ),
     "a damaged GGUF file": (bad_gguf, "m.gguf"),
     "an absent shard": (
-        bad_folder("qwen2-tied-sharded", lambda folder: next(iter(sorted(folder.glob("model-*")))).unlink()),
+        bad_folder(
+            "qwen2-tied-sharded", lambda folder: next(iter(sorted(folder.glob("model-*")))).unlink()
+        ),
         "model-00001",
     ),
     "an adapter instead of a model": (lambda tmp_path: str(HOME / "peft-adapter"), "config.json"),
@@ -225,7 +241,18 @@ def test_chat_with_a_model_that_has_no_template(capsys, tmp_path):
     refused(capsys, words("--chat", model=str(folder)), "chat template")
 
 
-@pytest.mark.parametrize("args, word", [([], "generate"), (["sing"], "sing"), (["generate"], "model")])
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        ([], "command: expected one of generate, finetune, evaluate, plan, mirror, found none"),
+        (["sing"], "found sing"),
+        (["--json"], "found --json"),
+        (["generate"], "--model: expected, and not given"),
+        (["generate", "--modle", "m"], "--modle: no such argument, perhaps --model"),
+        (["generate", "--model", "m"], "prompt: expected at least one text"),
+        (["plan", "--model", "m", "--topology", "v5e-8", "--tp", "0"], "tp: expected at least 1"),
+    ],
+)
 def test_no_command_or_half_of_one(args, word, capsys):
     refused(capsys, args, word)
 
@@ -243,5 +270,92 @@ def test_as_a_process_that_succeeds():
 
 def test_as_a_process_that_fails():
     done = process(*words("--temperature", "-1"))
-    assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1, (
+        done.stderr
+    )
     assert "temperature: expected 0 (greedy) or more, found -1" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------- options
+
+IMPORTED = """
+import sys
+from utils.__main__ import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as stop:
+    status = stop.code or 0
+heavy = {"jax", "jaxlib", "flax", "numpy", "grain", "tokenizers"} & set(sys.modules)
+print("status", status, "heavy", sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "args, status",
+    [
+        (["--help"], 0),
+        (["finetune", "--help"], 0),
+        (["generate", "--modle", "m", "--prompt", "p"], 2),
+        (["finetune", "--model", "m", "--data", "d", "--output", "o", "--rank", "0"], 2),
+        ([], 2),
+    ],
+)
+def test_help_and_a_wrong_flag_need_neither_jax_nor_numpy(args, status):
+    command = [sys.executable, "-c", IMPORTED, *args]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == f"status {status} heavy []", done.stderr
+
+
+def test_help_explains_every_flag():
+    """The text under a field is its help: tyro shows none for a field that has none."""
+    tree = ast.parse((ROOT / "utils" / "commands" / "options.py").read_text())
+    unexplained = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for field, after in zip(node.body, [*node.body[1:], None]):
+                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and field.target.id != "sampling" and not text:
+                    unexplained.append(f"{node.name}.{field.target.id}")
+    assert unexplained == []
+
+
+def test_sampling_flags_are_those_of_generate():
+    flags = {field.name: field.default for field in dataclasses.fields(options.Sampling)}
+    assert flags == {field.name: field.default for field in dataclasses.fields(generate.Options)}
+
+
+def test_options_repeat_what_is_defined_beside_jax():
+    assert options.ALL_LINEAR == lora.ALL_LINEAR
+    assert set(options.FREE) < {field.name for field in dataclasses.fields(options.Finetune)}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_module_with_run(name):
+    tree = ast.parse((ROOT / "utils" / "commands" / f"{name}.py").read_text())
+    assert "run" in {getattr(node, "name", "") for node in tree.body}
+
+
+def test_flags_become_options():
+    args = "--model m --data d --output o --no-packing --target-modules q_proj v_proj --rank 4"
+    name, chosen = parse(["finetune", *args.split(), "--gradient-checkpointing", "--alpha", "8"])
+    assert name == "finetune" and chosen == options.Finetune(
+        model="m", data="d", output="o", packing=False, target_modules=("q_proj", "v_proj"), rank=4,
+        gradient_checkpointing=True, alpha=8.0,
+    )  # fmt: skip
+    _, chosen = parse(
+        ["evaluate", "--model", "m", "--data", "d", "--top-p", "0.9", "--stop", "A", "B"]
+    )
+    assert chosen.sampling == options.Sampling(temperature=0.0, top_p=0.9, stop=("A", "B"))
+
+
+def test_no_library_function_prints():
+    """Libraries log; the commands and the course package show the log."""
+    rooms = {ROOT / "utils" / room for room in ("commands", "course")}
+    printing = []
+    for path in sorted((ROOT / "utils").rglob("*.py")):
+        if rooms & set(path.parents) or path.name == "__main__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+                printing.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert printing == []

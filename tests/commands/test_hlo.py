@@ -1,4 +1,8 @@
-"""Messages in compiled programs: of a TPU's, as text. tests/test_sharding.py reads one of eight simulated devices."""
+"""Collectives in a TPU's program, as text; tests/models/test_sharding.py reads one of eight devices.
+
+Lines of the program are as the compiler writes them.
+"""
+# ruff: noqa: E501
 
 from utils.commands import hlo
 
@@ -37,9 +41,12 @@ ENTRY %main (p: f32[16]) -> f32[16] {
 """
 
 
-def test_messages_are_counted_as_often_as_their_loop_runs():
+def test_collectives_are_counted_as_often_as_their_loop_runs():
     assert hlo.collectives(PROGRAM) == {
-        "all-gather": {"count": 28, "bytes": 28 * 32 * 8 * 2},  # overlapped with two computations, sent once
+        "all-gather": {
+            "count": 28,
+            "bytes": 28 * 32 * 8 * 2,
+        },  # overlapped with two computations, counted once
         "all-reduce": {"count": 28, "bytes": 28 * (16 + 16) * 4},
         "reduce-scatter": {"count": 1, "bytes": 8},
         "collective-permute": {"count": 1, "bytes": 4},

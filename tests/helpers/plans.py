@@ -1,26 +1,33 @@
-"""The recorded plans of the TPU's compiler, as tests ask about them."""
+"""The recorded plans of the TPU's compiler, as tests need them."""
 
 import importlib.util
 import json
-from pathlib import Path
 
+from tests.helpers.folders import ROOT
 from utils import transformer
+from utils.commands import plan
 
-ROOT = Path(__file__).parents[2]
-ROWS = [json.loads(line) for line in (ROOT / "benchmarks" / "results" / "plans.jsonl").read_text("utf8").splitlines()]
+RESULTS = ROOT / "benchmarks" / "results" / "plans.jsonl"
+ROWS = [json.loads(line) for line in RESULTS.read_text("utf8").splitlines()]
 
 
 def config(row: dict) -> transformer.Config:
-    return transformer.Config(**row["config"] | {"eos_token_id": tuple(row["config"]["eos_token_id"])})
+    fields = row["config"] | {"eos_token_id": tuple(row["config"]["eos_token_id"])}
+    return transformer.Config(**fields)
 
 
-def asked(row: dict) -> dict:
-    """What `plan.estimate` is asked for a row."""
-    s = row["setting"]
-    return {name: s[name] for name in ("batch", "seq", "rank", "gradient_checkpointing", "tp")} | {
-        "fsdp": row["fsdp"],
-        "chip": s["topology"],
-    }
+def is_current(row: dict) -> bool:
+    """Whether the code and the configuration of a recorded plan are still those of this package."""
+    return "fingerprint" in row and row["fingerprint"] == plan.fingerprint(
+        config(row), **row["setting"]
+    )
+
+
+def sizes(row: dict) -> dict:
+    """The arguments of `plan.estimate` for a row."""
+    names = ("batch_size", "seq_len", "rank", "gradient_checkpointing", "tp")
+    setting = row["setting"]
+    return {n: setting[n] for n in names} | {"fsdp": row["fsdp"], "chip": setting["topology"]}
 
 
 def recording():

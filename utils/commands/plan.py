@@ -340,7 +340,7 @@ def _captured_stderr():
 
 
 # Files of the code that decides the compiled step, and of some only these definitions.
-_SOURCES = {
+SOURCES = {
     "attention.py": (),
     "kernels/__init__.py": (),
     "kernels/precision.py": (),
@@ -363,7 +363,7 @@ def fingerprint(config: Config, **settings) -> str:
     """
     sha = hashlib.sha256()
     sha.update(json.dumps([dataclasses.asdict(config), settings], sort_keys=True).encode())
-    for name, definitions in _SOURCES.items():
+    for name, definitions in SOURCES.items():
         body = ast.parse((ROOT / "utils" / name).read_text("utf-8")).body
         if definitions:
             body = [node for node in body if getattr(node, "name", None) in definitions]
