@@ -305,14 +305,3 @@ def test_r1(r1):
     text = r1.training_text(TALK[:2])
     assert text == prompt + "Add.\n</think>\n\n4<｜end▁of▁sentence｜>" and r1.encode(text)[-1] == r1.eos_token_id
     assert "Add." not in r1.chat(TALK)
-
-
-@pytest.mark.parity
-def test_r1_as_transformers_does_it(r1):
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(REAL_R1)
-    for prompt in (True, False):
-        assert r1.chat(TALK, prompt) == theirs.apply_chat_template(TALK, tokenize=False, add_generation_prompt=prompt)
-    for text in ("Hello, world", " 12345 naïve 日本語 👩‍👧\n\n\tx", "<think>\nhm\n</think>", "it's 3.14"):
-        assert r1.encode(text) == theirs(text).input_ids
-        assert r1.decode(r1.encode(text)) == theirs.decode(theirs(text).input_ids, skip_special_tokens=True)

@@ -475,23 +475,6 @@ def test_the_real_smollm2(smollm2):
     assert (config["num_hidden_layers"], config["hidden_size"], config["num_key_value_heads"]) == (30, 576, 3)
 
 
-@pytest.mark.parity
-def test_transformers_reads_the_folder(smollm2):
-    transformers = pytest.importorskip("transformers")
-    ours, theirs = chat.Tokenizer.from_folder(smollm2), transformers.AutoTokenizer.from_pretrained(smollm2)
-    talk = [{"role": "user", "content": "Say 12345."}, {"role": "assistant", "content": "12345"}]
-    for prompt in (True, False):
-        assert ours.chat(talk, prompt) == theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=prompt)
-    for text in (
-        "Hello, world",
-        "x=  1000;\n\tif(y)",
-        " 12345 naïve 日本語 👩‍👧\n\n",
-        "<|im_start|>user\nit's<|im_end|>",
-    ):
-        assert ours.encode(text) == theirs(text).input_ids
-        assert ours.decode(ours.encode(text), skip_special_tokens=False) == text
-
-
 # ----------------------------------------------------------------------------------------------------- SST-2, reviews
 
 

@@ -436,19 +436,3 @@ def test_any_cut_and_any_changed_byte_is_met_with_one_line(tmp_path):
             assert number >= 60, f"a file cut at {len(content)} of {len(whole)} bytes was taken for whole"
         except CourseError as error:
             assert "\n" not in str(error)
-
-
-# ------------------------------------------------------------------------------------------------ against transformers
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("arch", ["llama", "qwen2"])
-@pytest.mark.parametrize("tie_word_embeddings", [True, False])
-def test_transformers_reads_the_same_weights(tmp_path, arch, tied):
-    transformers = pytest.importorskip("transformers")
-    write(tmp_path / "m.gguf", arch, "Q8_0", tie_word_embeddings=tied)
-    found = gguf.read(tmp_path / "m.gguf")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf").state_dict()
-    for name in found.names():
-        np.testing.assert_array_equal(found.tensor(name), theirs[name].float().numpy(), err_msg=name)
-    assert set(theirs) - set(found.names()) <= ({"lm_head.weight"} if tied else set())

@@ -18,6 +18,8 @@ TEXTS = (
     "def f(x):\n    return x**2  # <b>bold</b>\n",
     "x=  1000;\n\tif(y)",
     " 12345 naïve 日本語 👩‍👧\n\n",
+    " 12345 naïve 日本語 👩‍👧\n\n\tx",
+    "it's 3.14",
     "a special token in text: <|im_end|> <｜User｜> </think>",
     "<think>\nhm\n</think>",
     "<|im_start|>user\nit's<|im_end|>",

@@ -82,7 +82,7 @@ def test_small_gguf_files_give_the_logits_of_transformers(arch, kind, tmp_path, 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_the_same_weights_from_a_gguf_file(arch, tied, tmp_path, peer):
-    test_gguf.write(tmp_path / "m.gguf", arch, "Q8_0", tied=tied)
+    test_gguf.write(tmp_path / "m.gguf", arch, "Q8_0", tied)
     ours = gguf.read(tmp_path / "m.gguf")
     stored = peer.checkpoint(folder=tmp_path, gguf_file="m.gguf", dtype="float32")
     for name in ours.names():
