@@ -7,6 +7,7 @@ PORT ?= 8000
 STUDENT ?= _build/student
 MIRROR ?= mirror
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BIN = $(VENV)/bin
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -18,7 +19,14 @@ FOUND = $(shell for p in python3 python3.12 python3.13 python3.11; do \
 RUN_PYTHON = $(or $(PYTHON),$(FOUND))
 
 .DEFAULT_GOAL := help
-.PHONY: help install book test lab serve execute alone sync student assignments check format test-browser test-parity install-tpu test-tpu mirror linkcheck constraints clean
+.PHONY: help install book test test-units test-chapters test-long lab serve execute alone sync student assignments check format
+.PHONY: test-browser install-peers test-peers install-tpu test-tpu mirror linkcheck constraints clean
+
+TESTS = $(BIN)/python -m pytest --durations=30
+PARALLEL = -n $(WORKERS) --dist loadgroup
+HERE = not browser and not peers and not tpu
+# What the user added. It may leave a pass without tests, which pytest calls status 5.
+CHOSEN = $(PYTEST_ARGS) $(if $(PYTEST_ARGS),|| test $$? -eq 5)
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F': +' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -32,8 +40,20 @@ book: install  ## build the site into _build/html from the recorded outputs
 	@$(BIN)/jupyter-book build . --warningiserror --keep-going --quiet
 	@echo "Open _build/html/index.html, or run: make serve"
 
-test: install  ## every test that needs no browser (PYTEST_ARGS="-k lora" chooses)
-	@$(BIN)/python -m pytest -m "not browser and not parity and not tpu" $(PYTEST_ARGS)
+test:  ## every test that needs no browser (PYTEST_ARGS="-k lora" chooses)
+	@$(MAKE) --no-print-directory test-units
+	@$(MAKE) --no-print-directory test-chapters
+
+test-units: install  ## all but the chapters - in parallel (WORKERS=2), then those that need the machine for themselves
+	@$(TESTS) $(PARALLEL) -m "$(HERE) and not chapter and not serial" $(CHOSEN)
+	@$(TESTS) -m "$(HERE) and not chapter and serial" $(CHOSEN)
+
+test-chapters: install  ## the pages and their exercises, in profile smoke (CHAPTER="05 06")
+	@$(TESTS) $(PARALLEL) -m "chapter" tests/course $(if $(CHAPTER),--chapter "$(CHAPTER)") $(CHOSEN)
+
+test-long: install install-tpu  ## the long proofs whole - kills, requests, every plan - an hour or more
+	@$(TESTS) -m "$(HERE) and long" $(CHOSEN)
+	@JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m "tpu and long" tests/tpu $(PYTEST_ARGS) || test $$? -eq 5
 
 lab: install  ## JupyterLab on the chapters
 	@$(BIN)/jupyter lab chapters
@@ -63,23 +83,25 @@ format: install  ## put the code into the one style
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 test-browser: book  ## the built site in a real Chromium
-	@$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_ARGS)
+	@$(TESTS) -m browser tests/browser $(CHOSEN)
 
 linkcheck: install  ## ask every link to another site (needs the network)
 	@$(BIN)/python tools/linkcheck.py
 
-test-parity: install  ## the tests against torch, transformers and peft, which it installs (several GB)
-	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)" --constraints "$(CONSTRAINTS)" --requirements requirements-parity.txt
-	@$(BIN)/python -m pytest -m "parity and not browser" $(PYTEST_ARGS)
+install-peers:  ## torch, transformers and peft in an environment of their own, .venv-peers
+	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)-peers" --constraints none --requirements requirements-peers.txt
+
+test-peers: install install-peers  ## the tests against torch, transformers and peft
+	@$(TESTS) -m peers tests/peers $(CHOSEN)
 
 install-tpu:  ## the TPU's compiler in an environment of its own, .venv-tpu (Linux on x86-64), for `python -m utils plan`
 	@$(RUN_PYTHON) tools/install.py --venv "$(VENV)-tpu" --constraints "$(CONSTRAINTS)" --requirements requirements-tpu.txt
 
 test-tpu: install-tpu  ## the tests that run the TPU's compiler (no TPU needed)
-	@JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m tpu tests/tpu $(PYTEST_ARGS)
+	@JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest --durations=30 -m tpu tests/tpu $(PYTEST_ARGS)
 
 mirror: install  ## fill a classroom mirror of data and models (MIRROR=DIR)
-	@$(BIN)/python -m utils.hub --mirror "$(MIRROR)"
+	@$(BIN)/python -m utils mirror --to "$(MIRROR)"
 
 constraints:  ## resolve constraints.txt again from requirements.txt (needs uv)
 	@{ echo "# The tested set, one for Python 3.11, 3.12 and 3.13. Made by \`make constraints\`; do not edit by hand."; \

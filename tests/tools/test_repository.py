@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -38,7 +39,13 @@ def test_a_workflow_is_valid_and_calls_what_exists(path):
         "defaults",
     }  # YAML reads `on` as True
     for job in flow["jobs"].values():
-        assert job["runs-on"] and job["timeout-minutes"] <= 90
+        minutes = job["timeout-minutes"]
+        if isinstance(minutes, str):  # each of the lanes has its own
+            assert minutes == "${{ matrix.minutes }}"
+            minutes = max(lane["minutes"] for lane in job["strategy"]["matrix"]["include"])
+        assert job["runs-on"] and minutes <= 90
+        for lane in job.get("strategy", {}).get("matrix", {}).get("include", []):
+            assert set(lane.get("make", "").split()) <= makefile_targets(), f"{path.name}: make {lane['make']}"
         for step in job["steps"]:
             assert ("uses" in step) != ("run" in step), step
             for target in re.findall(r"\bmake ([a-z-]+)", step.get("run", "")):
@@ -47,8 +54,10 @@ def test_a_workflow_is_valid_and_calls_what_exists(path):
                 assert (ROOT / (file[0] or file[1])).exists(), f"{path.name}: {file}"
 
 
-def test_there_are_the_four_workflows():
-    assert {p.stem for p in WORKFLOWS} == {"tests", "pages", "colab", "links"}
+def test_the_workflows_are_there_and_the_site_waits_for_the_tests():
+    assert {p.stem for p in WORKFLOWS} == {"tests", "nightly", "pages", "colab", "links"}
+    pages = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())
+    assert set(pages[True]) == {"workflow_run", "workflow_dispatch"} and pages[True]["workflow_run"]["workflows"] == ["tests"]
 
 
 def test_the_citation_names_this_release():
@@ -74,6 +83,26 @@ def test_make_help_lists_every_target():
     assert listed == makefile_targets()
 
 
-def test_the_ci_script_is_valid_bash():
-    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)
-    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+CI_TARGETS = "install install-peers install-tpu test-units test-chapters test-peers test-tpu test-browser"
+
+
+@pytest.mark.parametrize(
+    "tpu, status, last",
+    [
+        ("true", 0, "ci: everything passed"),
+        ("exit 3", 1, "ci: FAILED: the stage tpu failed with status 2"),
+        ("sleep 60", 1, "ci: FAILED: the stage tpu took longer than 5 minutes and was stopped"),
+    ],
+)
+def test_the_ci_script_stops_at_a_stage_that_fails_or_hangs(tmp_path, tpu, status, last):
+    """On a folder whose targets do nothing, with minutes of one second."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    rules = [f"{name}:\n\t@{tpu if name == 'test-tpu' else 'true'}\n" for name in CI_TARGETS.split()]
+    (tmp_path / "Makefile").write_text("".join(rules))
+    env = os.environ | {"CI_MINUTE": "1", "CHROMIUM": "/bin/true"}
+    done = subprocess.run([tmp_path / ".ci" / "run"], env=env, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (status, last)
+    assert [line.split()[0] for line in lines[lines.index("=== seconds") + 1 : -2]][-1] == ("site" if not status else "tpu")
+    assert set(CI_TARGETS.split()) <= makefile_targets()
