@@ -1,13 +1,13 @@
 """What the TPU's compiler says of R1's LoRA step: bytes per chip on every slice of the course, at
 several meshes and sizes.
 
-    JAX_PLATFORMS=cpu .venv-tpu/bin/python benchmarks/plans.py     # appends to
-    benchmarks/results/plans.jsonl
+    JAX_PLATFORMS=cpu .venv-tpu/bin/python benchmarks/plans.py [--first 18]
 
-One JSON line a plan (`plan.compile_for`'s), with its setting and where it comes from: versions,
-seconds, date. A setting that the file already has is skipped: a recording that was stopped
-continues where it was. No weights and no TPU are needed, but libtpu is (`make install-tpu`). Tests
-hold chapter 13 and its mesh planner to every line of the file.
+One JSON line a plan (`plan.compile_for`'s) in benchmarks/results/plans.jsonl, with its setting and
+where it comes from: versions, seconds, date, and a fingerprint of configuration and code. A test
+fails when that is old; then run this again: it records what is missing or old and leaves the rest, so
+one that was stopped continues where it was. No weights and no TPU are needed, but libtpu is (`make
+install-tpu`). Tests hold chapter 13 and its mesh planner to every line of the file.
 
 Bytes do not depend on the machine that compiles. `compile_seconds` do; other programs ran
 meanwhile.
@@ -134,11 +134,12 @@ def settings() -> list[dict]:
 
 
 def record(setting: dict) -> dict:
-    """Compile a plan and append its line to the file."""
+    """Compile a plan; its line takes the place of an older one."""
     options = dict(setting)
     config = MODELS[options.pop("model")]
     compiled = plan.compile_for(options.pop("topology"), config, **options)
-    row = {"benchmark": "plan", "setting": setting} | dataclasses.asdict(compiled)
+    row = {"benchmark": "plan", "setting": setting, "fingerprint": fingerprint(setting)}
+    row |= compiled.summary()
     packages = ("jax", "jaxlib", "libtpu", "flax", "optax")
     row |= {
         "compile_seconds": round(compiled.compile_seconds, 1),
@@ -148,10 +149,13 @@ def record(setting: dict) -> dict:
         | {package: version(package) for package in packages},
         "date": time.strftime("%Y-%m-%d"),
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    write([*(other for other in recorded() if other["setting"] != setting), row])
     return row
+
+
+def fingerprint(setting: dict) -> str:
+    """Of a setting's configuration, and the code as it is now."""
+    return plan.fingerprint(MODELS[setting["model"]], **setting)
 
 
 def recorded() -> list[dict]:
@@ -161,10 +165,20 @@ def recorded() -> list[dict]:
     )
 
 
+def write(rows: list[dict]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    done = [row["setting"] for row in recorded()]
-    left = [setting for setting in settings() if setting not in done]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, metavar="N", help="record only the first N settings")
+    chosen = settings()[: parser.parse_args().first]
+    write([row for row in recorded() if row["setting"] in chosen])
+    current = [
+        r["setting"] for r in recorded() if r.get("fingerprint") == fingerprint(r["setting"])
+    ]
+    left = [setting for setting in chosen if setting not in current]
     for number, setting in enumerate(left, start=1):
         row = record(setting)
         peak, seconds = row["bytes_per_chip"]["peak"] / 1e9, row["compile_seconds"]

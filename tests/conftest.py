@@ -32,6 +32,10 @@ def smollm2() -> Path:
     return hub.model(hub.SMOLLM2)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "xdist_group(name): where xdist is not installed, .venv-tpu")
+
+
 def pytest_addoption(parser):
     parser.addini("slow_after", "seconds, setup included, after which a test must be marked slow")
     parser.addoption("--chapter", action="append", metavar="NN", help="of tests that run a page, only this chapter's")

@@ -483,12 +483,14 @@ def _bound(
     read += 2 * config.vocab_size * config.hidden_size * heads
     seconds = {"compute": flops / (fsdp * tp * chip.flops), "memory": read / tp / chip.bandwidth}
     peak = f"{chip.flops / 1e12:g} TFLOP/s in bfloat16 and {chip.bandwidth / 1e9:g} GB/s"
-    reads = f"each block's {passes} times, the output layer's {heads}"
+    reads = (
+        f"{read / tp / 1e9:.1f} GB of weights read, each block's {passes} times, the output layer's"
+    )
     return {
         "seconds": seconds | {"bound": max(seconds.values())},
         "assumptions": (
             f"{peak} ({chip.source})",
             f"{flops:.3g} operations, at the peak",
-            f"{read / tp / 1e9:.1f} GB of weights read, {reads}; no activations, no collectives",
+            f"{reads} {heads}; activations and collectives not counted",
         ),
     }
