@@ -214,6 +214,9 @@ def fit(
     carry = (trainable, tx.init(trainable), jnp.array(True))
     if mesh is not None:  # the optimiser's state is sharded as the parameters that it belongs to
         carry = (trainable, *sharding.device_put(carry[1:], mesh, model.config))
+    elif len(devices := jax.tree.leaves(trainable)[0].devices()) == 1:
+        # Committed to its device, as a loaded base is: or the second step would compile again.
+        carry = jax.device_put(carry, *devices)
     history, start, store = History(), 0, None
     if directory is not None:
         store = Store(directory, fingerprint=_fingerprint(model, carry, seed, steps))

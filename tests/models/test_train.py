@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from utils import CourseError, checkpoints, losses, minigpt, train
+from utils import CourseError, checkpoints, lora, losses, minigpt, train
 from utils.data import packing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,6 +153,19 @@ def test_only_what_is_selected_is_trained():
     assert {name for name in before if not np.array_equal(before[name], after[name])} == {
         name for name in before if "mlp" in name
     }
+
+
+def test_a_frozen_base_committed_to_a_device_is_compiled_once(monkeypatch):
+    """As `weights.load` returns one; the adapter beside it is new, and so not committed."""
+    model, steps = tiny.model(), []
+    nnx.update(model, jax.device_put(nnx.state(model), jax.devices()[0]))
+    lora.inject(model, rank=2, alpha=4, target_modules=("q_proj",), rngs=nnx.Rngs(0))
+    make_step = train.make_step
+    monkeypatch.setattr(
+        train, "make_step", lambda *args: steps.append(make_step(*args)) or steps[-1]
+    )
+    tiny.fit(model, steps=3, wrt=nnx.LoRAParam)
+    assert steps[0]._cache_size() == 1
 
 
 def test_nothing_selected_is_an_error():
