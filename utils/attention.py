@@ -8,7 +8,7 @@ kernel of every backend so far: it makes a [T, S] array of scores a head. Kernel
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from utils.kernels import mixed_precision_einsum
 
@@ -19,7 +19,7 @@ def attention(
     v: Float[Array, "B S K H"],
     *,
     segment_ids: Int[Array, "B T"] | None = None,
-    positions: Int[Array, "B T"] | None = None,
+    positions: Int[ArrayLike, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention (Ainslie et al. 2023): query head n reads key/value head n // G, with G = N / K.
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiktoken
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from utils import CourseError, kernels
 from utils.kv_cache import KVCache
@@ -47,7 +47,7 @@ class Completion(NamedTuple):
 
 def sample(
     logits: Float[Array, "B V"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "B"] | None,
     temperature: float | Array = 1.0,
     *,
     top_k: int | Array | None = None,
@@ -112,37 +112,42 @@ class Options:
     """the same seed gives the same text"""
 
     def __post_init__(self):
-        if not (_real(self.temperature) and 0 <= self.temperature < math.inf):
-            raise CourseError(
-                f"temperature: expected 0 (greedy) or more, found {self.temperature!r}"
-            )
-        if self.top_k is not None and not (_whole(self.top_k) and self.top_k >= 1):
-            raise CourseError(f"top_k: expected a whole number of at least 1, found {self.top_k!r}")
-        if self.top_p is not None and not (_real(self.top_p) and 0 < self.top_p <= 1):
-            raise CourseError(
-                f"top_p: expected a probability above 0 and at most 1, found {self.top_p!r}"
-            )
-        if not (_real(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
-            raise CourseError(
-                f"repetition_penalty: expected a number above 0 (1 is none), found {self.repetition_penalty!r}"
-            )
-        listed = isinstance(self.stop, Collection) and not isinstance(self.stop, str | bytes)
-        if not listed or not all(_whole(s) or (isinstance(s, str) and s) for s in self.stop):
-            raise CourseError(
-                f"stop: expected a list of texts and token ids, found {self.stop!r:.60}"
-            )
-        if not (
-            _whole(self.seed) and -(2**31) <= self.seed < 2**32
-        ):  # of a larger one JAX would keep 32 bits
-            raise CourseError(f"seed: expected a whole number of 32 bits, found {self.seed!r}")
+        top_k, top_p, stop = self.top_k, self.top_p, self.stop
+        listed = isinstance(stop, Collection) and not isinstance(stop, str | bytes)
+        # (whether the value is good, what was expected); JAX would keep 32 bits of a larger seed
+        checks = {
+            "temperature": (_real(self.temperature, 0), "0 (greedy) or more"),
+            "top_k": (top_k is None or _whole(top_k, 1), "a whole number of at least 1"),
+            "top_p": (
+                top_p is None or (_real(top_p, 0) and 0 < top_p <= 1),
+                "a probability above 0 and at most 1",
+            ),
+            "repetition_penalty": (
+                _real(self.repetition_penalty, 0) and self.repetition_penalty > 0,
+                "a number above 0 (1 is none)",
+            ),
+            "stop": (
+                listed and all(_whole(s) or (isinstance(s, str) and s) for s in stop),
+                "a list of texts and token ids",
+            ),
+            "seed": (
+                _whole(self.seed, -(2**31)) and self.seed < 2**32,
+                "a whole number of 32 bits",
+            ),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise CourseError(f"{name}: expected {expected}, found {getattr(self, name)!r:.60}")
 
 
-def _whole(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def _whole(value, least: float = -math.inf) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and value >= least
 
 
-def _real(value) -> bool:
-    return _whole(value) or isinstance(value, float | np.floating)
+def _real(value, least: float) -> bool:
+    real = _whole(value) or isinstance(value, float | np.floating)
+    return real and least <= value < math.inf
 
 
 # ------------------------------------------------------------------------------------------------------- on the device
@@ -168,7 +173,9 @@ class Prepared:
             self._decode = None  # one of a CPU's layouts is in memory, never both
             self._decode, self._layout = _split(kernels.lay_out(model, layout)), layout
             shared = {id(leaf) for leaf in jax.tree.leaves(self.prefill[1])}
-            own = sum(leaf.nbytes for leaf in jax.tree.leaves(self._decode[1]) if id(leaf) not in shared)
+            own = sum(
+                leaf.nbytes for leaf in jax.tree.leaves(self._decode[1]) if id(leaf) not in shared
+            )
             logger.info(f"decoding on a CPU, {layout} layout: {own / 1e6:,.1f} MB beside the model")
         return self._decode, self._layout
 
@@ -201,17 +208,7 @@ class _State(NamedTuple):
 STATIC = ("graph", "n_vocab", "greedy", "max_top_k")
 
 
-def _choose(
-    logits,
-    keys,
-    positions,
-    seen,
-    sampling: dict,
-    *,
-    n_vocab: int,
-    greedy: bool,
-    max_top_k: int | None,
-):
+def _choose(logits, keys, positions, seen, sampling: dict, *, n_vocab, greedy, max_top_k):
     """The next token [B] of each row, standing at `positions`, out of the ids that the tokenizer knows."""
     # Rows of the head beyond the tokenizer's ids are padding: their logits are whatever training left there.
     logits = jnp.where(jnp.arange(logits.shape[-1]) < n_vocab, logits, -jnp.inf)
@@ -219,16 +216,8 @@ def _choose(
         logits = penalise(logits, seen, sampling["penalty"])
     # A key for each row and position: what a row samples depends on its seed and position, not on its neighbours.
     keys = jax.vmap(jax.random.fold_in)(keys, positions)
-    top_k, top_p = sampling["top_k"], sampling["top_p"]
-    return sample(
-        logits,
-        keys,
-        sampling["temperature"],
-        top_k=top_k,
-        top_p=top_p,
-        greedy=greedy,
-        max_top_k=max_top_k,
-    )
+    options = {name: sampling[name] for name in ("temperature", "top_k", "top_p")}
+    return sample(logits, keys, **options, greedy=greedy, max_top_k=max_top_k)
 
 
 def _mark(seen, tokens):
@@ -274,29 +263,18 @@ def _decode(graph, weights, state, keys, sampling, **static):
 # --------------------------------------------------------------------------------------------------------- on the host
 
 
-class _Codec:
-    """What generation needs of a tokenizer, the same for a tiktoken encoding and for a model's own (`hf/chat.py`)."""
-
-    def __init__(self, tok, vocab_size: int):
-        self.tok, self.is_tiktoken = tok, isinstance(tok, tiktoken.Encoding)
-        fits = tok.n_vocab == vocab_size if self.is_tiktoken else tok.n_vocab <= vocab_size
-        if not fits:
-            raise CourseError(
-                f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has {vocab_size:,}: "
-                "use the tokenizer that the model was trained with"
-            )
-        self.stop_ids = {tok.eot_token} if self.is_tiktoken else set(tok.stop_ids)
-
-    def encode(self, prompt: str) -> list[int]:
-        # A story begins after the end of the one before it: MiniGPT has learnt to start from that token.
-        return (
-            [self.tok.eot_token, *self.tok.encode_ordinary(prompt)]
-            if self.is_tiktoken
-            else self.tok.encode(prompt)
+def _check_tokenizer(tok, vocab_size: int) -> None:
+    fits = tok.n_vocab == vocab_size if _is_tiktoken(tok) else tok.n_vocab <= vocab_size
+    if not fits:
+        raise CourseError(
+            f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has {vocab_size:,}: "
+            "use the tokenizer that the model was trained with"
         )
 
-    def decoder(self):
-        return TiktokenStream(self.tok) if self.is_tiktoken else self.tok.stream()
+
+def _is_tiktoken(tok) -> bool:
+    """A tiktoken encoding, MiniGPT's, or else a model's own tokenizer (`hf/chat.py`)."""
+    return isinstance(tok, tiktoken.Encoding)
 
 
 class TiktokenStream:
@@ -392,7 +370,7 @@ def _free_memory() -> int:
     )
 
 
-def _encode(codec: _Codec, prompts: Sequence[str], max_new_tokens: int | None, context: int):
+def _encode(tok, prompts: Sequence[str], max_new_tokens: int | None, context: int):
     """(token ids of each prompt, how many new tokens to make at most), or one clear error."""
     if (
         isinstance(prompts, str)
@@ -400,7 +378,12 @@ def _encode(codec: _Codec, prompts: Sequence[str], max_new_tokens: int | None, c
         or not all(isinstance(prompt, str) for prompt in prompts)
     ):
         raise CourseError(f"prompts: expected a list of at least one text, found {prompts!r:.60}")
-    rows = [codec.encode(prompt) for prompt in prompts]
+    if _is_tiktoken(
+        tok
+    ):  # a story begins after the end of the one before: MiniGPT has learnt to start from that token
+        rows = [[tok.eot_token, *tok.encode_ordinary(prompt)] for prompt in prompts]
+    else:
+        rows = [tok.encode(prompt) for prompt in prompts]
     if not all(rows):
         raise CourseError(
             f"prompts: expected some text in each, found {prompts[rows.index([])]!r}: it has no token"
@@ -430,8 +413,8 @@ def _run(
 ) -> Iterator[tuple[list[str], list[Row]]]:
     """Yields, chunk by chunk, each row's new text and the rows so far; a row that has ended has no new text."""
     config, context = model.config, model.config.max_position_embeddings
-    codec = _Codec(tok, config.vocab_size)
-    prompt_ids, max_new_tokens = _encode(codec, prompts, max_new_tokens, context)
+    _check_tokenizer(tok, config.vocab_size)
+    prompt_ids, max_new_tokens = _encode(tok, prompts, max_new_tokens, context)
     prepared, batch_size, longest = prepare(model), len(prompt_ids), max(map(len, prompt_ids))
     cache_length = _round_up(longest + max_new_tokens - 1, context)
     needed, free = (
@@ -477,9 +460,11 @@ def _run(
         **static,
     )
     weights, layout = prepared.decode(batch_size)
-    stop_ids = codec.stop_ids | {int(s) for s in options.stop if _whole(s)}
+    stop_ids = {tok.eot_token} if _is_tiktoken(tok) else set(tok.stop_ids)
+    stop_ids |= {int(s) for s in options.stop if _whole(s)}
     stop_strings = [s for s in options.stop if isinstance(s, str)]
-    rows = [Row(codec.decoder(), stop_strings, stop_ids) for _ in prompt_ids]
+    decoders = [TiktokenStream(tok) if _is_tiktoken(tok) else tok.stream() for _ in prompt_ids]
+    rows = [Row(decoder, stop_strings, stop_ids) for decoder in decoders]
     chunk, generated = np.array(new)[:, None], 0
     while True:
         chunk = chunk[:, : max_new_tokens - generated]

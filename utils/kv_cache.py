@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from utils import kernels
 
@@ -21,7 +21,7 @@ class LayerCache(NamedTuple):
     v: Float[Array, "B K S H"]
 
     def update(
-        self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], positions: Int[Array, "B T"]
+        self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], positions: Int[ArrayLike, "B T"]
     ) -> "LayerCache":
         """The cache with new keys and values written to their positions, each row to its own."""
         return LayerCache(
@@ -52,15 +52,8 @@ class LayerCache(NamedTuple):
 KVCache = list[LayerCache]
 
 
-def new_cache(
-    num_layers: int,
-    batch_size: int,
-    num_key_value_heads: int,
-    head_dim: int,
-    cache_length: int,
-    dtype,
-) -> KVCache:
-    """An empty cache for `batch_size` rows of `cache_length` tokens."""
-    shape = batch_size, num_key_value_heads, head_dim, cache_length
-    k, v = jnp.zeros(shape, dtype), jnp.zeros((*shape[:2], cache_length, head_dim), dtype)
-    return [LayerCache(k, v) for _ in range(num_layers)]
+def new_cache(config, batch_size: int, cache_length: int, dtype) -> KVCache:
+    """An empty cache for `batch_size` rows of `cache_length` tokens; `generate.cache_bytes` says how large it is."""
+    B, K, H, S = batch_size, config.num_key_value_heads, config.head_dim, cache_length
+    k, v = jnp.zeros((B, K, H, S), dtype), jnp.zeros((B, K, S, H), dtype)
+    return [LayerCache(k, v) for _ in range(config.num_hidden_layers)]

@@ -19,7 +19,7 @@ import math
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from utils import CourseError, kv_cache, stacked
 from utils.attention import attention
@@ -163,7 +163,7 @@ class MiniGPT(nnx.Module):
         self.layers = stacked.stack(make, config.num_hidden_layers, rngs)
         self.norm = nnx.LayerNorm(D, use_bias=False, dtype=dtype, rngs=rngs)
 
-    def hidden(self, tokens: Int[Array, "B T"], positions=None, cache: KVCache | None = None):
+    def hidden(self, tokens: Int[ArrayLike, "B T"], positions=None, cache: KVCache | None = None):
         """Everything but the output layer: (hidden states [B, T, D], the cache when one was given)."""
         c = self.config
         if tokens.shape[1] > c.max_position_embeddings:
@@ -182,15 +182,13 @@ class MiniGPT(nnx.Module):
                 self.layers, x, lambda block, x, kv: block(x, kv, positions), cache
             )
         else:
-            output, unroll = "" if cache is None else "kv", min(UNROLL, c.num_hidden_layers)
-            x, kv = stacked.forward(
-                self.layers, x, lambda block, x: block(x), c, unroll=unroll, output=output
+            unroll = min(UNROLL, c.num_hidden_layers)
+            x, cache = stacked.forward(
+                self.layers, x, lambda block, x: block(x), c, cache=cache, unroll=unroll
             )
-            if cache is not None:
-                cache = [layer.prefill(*each) for layer, each in zip(cache, kv)]
         return self.norm(x), cache
 
-    def __call__(self, tokens: Int[Array, "B T"], positions=None, cache: KVCache | None = None):
+    def __call__(self, tokens: Int[ArrayLike, "B T"], positions=None, cache: KVCache | None = None):
         """Logits [B, T, V]; with a cache, the pair (logits, updated cache)."""
         x, cache = self.hidden(tokens, positions, cache)
         return self.logits(x) if cache is None else (self.logits(x), cache)
@@ -201,10 +199,8 @@ class MiniGPT(nnx.Module):
 
     def new_cache(self, batch_size: int, cache_length: int | None = None) -> KVCache:
         """An empty KV cache for `batch_size` rows of `cache_length` tokens (the whole context by default)."""
-        c, length = self.config, cache_length or self.config.max_position_embeddings
-        return kv_cache.new_cache(
-            c.num_hidden_layers, batch_size, c.num_attention_heads, c.head_dim, length, self.dtype
-        )
+        length = cache_length or self.config.max_position_embeddings
+        return kv_cache.new_cache(self.config, batch_size, length, self.dtype)
 
 
 def _residual_init(config: Config):

@@ -1,6 +1,6 @@
 """Rotary positions (RoPE, Su et al. 2021): a token's place in the text as a rotation of its queries and keys.
 
-A head of H numbers is H/2 pairs, and pair i turns by position * theta^(-2i/H): the first pairs quickly, the last ones hardly
+A head of H numbers is half pairs, and pair i turns by position * theta^(-2i/H): the first pairs quickly, the last ones hardly
 at all. The product of a rotated query with a rotated key then depends on the distance of the two tokens alone.
 """
 
@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Llama3Scaling:
     original_max_position_embeddings: int
 
 
-def frequencies(config) -> Float[Array, "H/2"]:
+def frequencies(config) -> Float[Array, "half"]:
     """The angle in radians by which each pair turns from one position to the next: theta^(-2i/H), scaled."""
     half = config.head_dim // 2
     freqs = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -37,19 +37,19 @@ def frequencies(config) -> Float[Array, "H/2"]:
 
 
 def rope_tables(
-    positions: Int[Array, "B T"], config
-) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    positions: Int[ArrayLike, "B T"], config
+) -> tuple[Float[Array, "B T half"], Float[Array, "B T half"]]:
     """(cos, sin) of each position's angles, one for each pair, in float32."""
     angles = positions[..., None].astype(jnp.float32) * frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(
-    x: Float[Array, "B T N H"], cos: Float[Array, "#B T H/2"], sin: Float[Array, "#B T H/2"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "#B T half"], sin: Float[Array, "#B T half"]
 ) -> Float[Array, "B T N H"]:
     """Rotate the first and second half of each head against each other by its position's angles.
 
-    Hugging Face's layout: the partner of dimension i is i + H/2, not i + 1 as in llama.cpp's and Meta's files. In
+    Hugging Face's layout: the partner of dimension i is i + half, not i + 1 as in llama.cpp's and Meta's files. In
     float32, returned in x's dtype.
     """
     cos, sin = cos[:, :, None], sin[:, :, None]

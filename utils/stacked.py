@@ -35,44 +35,45 @@ def forward(
     call: Callable,
     config,
     *,
-    unroll: int = 1,
+    cache: KVCache | None = None,
+    output_hidden_states: bool = False,
     gradient_checkpointing: bool = False,
-    output: str = "",
+    unroll: int = 1,
 ):
-    """x through all blocks, each called as `call(block, x) -> (x, (k, v))`: (x, what `output` names, of every layer).
+    """x through all blocks, each called as `call(block, x) -> (x, (k, v))`: (x, the cache with each layer's k and v).
 
-    `output` is "" (nothing), "kv" (a list of each layer's keys and values) or "hidden_states" [L, B, T, D], the states
-    after each block. With `gradient_checkpointing` only each block's input is kept for the backward pass, and the rest
-    computed again.
+    With `output_hidden_states` the states after each block [L, B, T, D] stand in the cache's place. With
+    `gradient_checkpointing` only each block's input is kept for the backward pass, and the rest computed again.
     """
 
-    def pick(x, kv):
-        return {"": None, "kv": kv, "hidden_states": x}[output]
+    def output(x, kv):
+        return x if output_hidden_states else None if cache is None else kv
 
-    num_layers = config.num_hidden_layers
     if hasattr(layers, "block"):
         outputs = []
-        for i in range(num_layers):
+        for i in range(config.num_hidden_layers):
             graph, state = nnx.split(layers.block(i))
 
             def step(state, x, graph=graph):
                 return call(nnx.merge(graph, state), x)
 
             x, kv = (jax.checkpoint(step) if gradient_checkpointing else step)(state, x)
-            outputs.append(pick(x, kv))
-        return x, jnp.stack(outputs) if output == "hidden_states" else outputs
-    graph, state = nnx.split(layers)
+            outputs.append(output(x, kv))
+        outputs = jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+    else:
+        graph, state = nnx.split(layers)
 
-    def scanned(x, state):
-        x, kv = call(nnx.merge(graph, all_gather(state, config)), x)
-        return x, pick(x, kv)
+        def scanned(x, state):
+            x, kv = call(nnx.merge(graph, all_gather(state, config)), x)
+            return x, output(x, kv)
 
-    if gradient_checkpointing:
-        scanned = jax.checkpoint(scanned, prevent_cse=False)
-    x, outputs = jax.lax.scan(scanned, x, state, unroll=unroll)
-    if output == "kv":
-        outputs = [jax.tree.map(lambda a, i=i: a[i], outputs) for i in range(num_layers)]
-    return x, outputs
+        if gradient_checkpointing:
+            scanned = jax.checkpoint(scanned, prevent_cse=False)
+        x, outputs = jax.lax.scan(scanned, x, state, unroll=unroll)
+    if output_hidden_states or cache is None:
+        return x, outputs
+    k, v = outputs
+    return x, [layer.prefill(k[i], v[i]) for i, layer in enumerate(cache)]
 
 
 def decode(layers: nnx.Module, x: Float[Array, "B T D"], call: Callable, cache: KVCache):

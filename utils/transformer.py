@@ -16,22 +16,23 @@ F intermediate size, V vocabulary, L layers.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from utils import CourseError, kernels, kv_cache, rope, stacked
 from utils.attention import attention
 from utils.kv_cache import KVCache, LayerCache
 from utils.sharding import constrain
 
+Tokens = Int[ArrayLike, "B T"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The sizes of a model, under Hugging Face's names. Raises `CourseError` for sizes that no model can have."""
+    """The sizes of a model, under Hugging Face's names; `hf.config.read` checks those of a file."""
 
     model_type: str  # "llama" or "qwen2": the same computation, told apart by their biases
     vocab_size: int
@@ -54,47 +55,17 @@ class Config:
     dtype: str = "float32"  # of the checkpoint
 
     def __post_init__(self):
-        sizes = (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-        )
-        for name in (*sizes, "head_dim", "intermediate_size", "max_position_embeddings"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise CourseError(
-                f"num_attention_heads: expected a multiple of num_key_value_heads ({self.num_key_value_heads}), "
-                f"found {self.num_attention_heads}"
-            )
-        if self.head_dim % 2:
-            raise CourseError(
-                f"head_dim: expected an even number (RoPE turns pairs), found {self.head_dim}"
-            )
-        for name in ("rope_theta", "rms_norm_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise CourseError(f"{name}: expected a positive number, found {value!r}")
-        if self.dtype not in ("float32", "float16", "bfloat16"):
-            raise CourseError(f"dtype: expected float32, float16 or bfloat16, found {self.dtype!r}")
-        for name, ids in (
-            ("bos_token_id", (self.bos_token_id or 0,)),
-            ("eos_token_id", self.eos_token_id),
-        ):
-            if not all(isinstance(i, int) and i >= 0 for i in ids):
-                raise CourseError(f"{name}: expected token ids, found {ids}")
+        assert self.num_attention_heads % self.num_key_value_heads == 0, self
+        assert self.head_dim % 2 == 0, self
 
     def count_parameters(self) -> dict[str, int]:
         """Parameters by place, from the sizes alone: nothing is allocated."""
         D, F, L = self.hidden_size, self.intermediate_size, self.num_hidden_layers
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        attention = 2 * D * (q + kv) + self.attention_bias * (q + 2 * kv) + self.o_proj_bias * D
         counts = {
             "embed_tokens": self.vocab_size * D,
-            "attention": L
-            * (2 * D * (q + kv) + self.attention_bias * (q + 2 * kv) + self.o_proj_bias * D),
+            "attention": L * attention,
             "mlp": L * (3 * D * F + self.mlp_bias * (2 * F + D)),
             "norms": (2 * L + 1) * D,
             "lm_head": 0 if self.tie_word_embeddings else self.vocab_size * D,
@@ -116,19 +87,12 @@ class Linear(nnx.Module):
     """y = W x (+ b) with W [out, in], the way Hugging Face and PyTorch store it."""
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bias=False,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
+        self, inputs: int, outputs: int, *, bias=False, param_dtype=jnp.float32, rngs: nnx.Rngs
     ):
-        self.weight = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (out_features, in_features), param_dtype)
-        )
+        normal = jax.random.normal(rngs.params(), (outputs, inputs), param_dtype)
+        self.weight = nnx.Param(0.02 * normal)
         if bias:
-            self.bias = nnx.Param(jnp.zeros(out_features, param_dtype))
+            self.bias = nnx.Param(jnp.zeros(outputs, param_dtype))
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         y = kernels.linear(x, self.weight[...])
@@ -145,7 +109,7 @@ class Embed(nnx.Module):
             0.02 * jax.random.normal(rngs.params(), (vocab_size, hidden_size), param_dtype)
         )
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, tokens: Tokens) -> Float[Array, "B T D"]:
         # On a mesh each device looks up its own rows of the batch, in a table that is replicated along D.
         return constrain(constrain(self.weight[...], "tp", None)[tokens], "fsdp", None, None)
 
@@ -191,15 +155,9 @@ class Attention(nnx.Module):
         return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
 
     def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        cos,
-        sin,
-        segment_ids=None,
-        cache: LayerCache | None = None,
-        positions=None,
+        self, x, cos, sin, segment_ids=None, positions=None, cache: LayerCache | None = None
     ):
-        """(y [B, T, D], the updated cache; without a cache the keys and values [B, T, K, H] that one would hold)."""
+        """x [B, T, D] -> (y [B, T, D], the updated cache; without one, the keys and values [B, T, K, H] for it)."""
         B, T, _ = x.shape
         heads = [y.reshape(B, T, -1, self.head_dim) for y in self.project(x)]
         q, k, v = (constrain(y, "fsdp", None, "tp", None) for y in heads)
@@ -262,53 +220,41 @@ class Decoder(nnx.Module):
 
         self.layers = stacked.stack(make, config.num_hidden_layers, rngs)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
-        self.gradient_checkpointing = (
-            False  # True: keep each block's input for the backward pass, compute the rest again
-        )
+        self.gradient_checkpointing = False  # see `stacked.forward`
 
-    def __call__(self, tokens, positions=None, cache: KVCache | None = None, segment_ids=None):
-        """(hidden states [B, T, D], the updated cache)."""
-        if cache is not None and positions is not None:
-            return self.decode(tokens, positions, cache)
-        x, kv = self.forward(tokens, positions, segment_ids, output="" if cache is None else "kv")
-        if cache is not None:
-            cache = [layer.prefill(*each) for layer, each in zip(cache, kv)]
-        return x, cache
-
-    def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.embed_tokens(tokens).astype(self.dtype)
-
-    def forward(
-        self, tokens: Int[Array, "B T"], positions=None, segment_ids=None, output: str = ""
+    def __call__(
+        self,
+        tokens: Tokens,
+        positions=None,
+        cache=None,
+        segment_ids=None,
+        output_hidden_states=False,
     ):
-        """(hidden states [B, T, D], what `output` names of every layer: see `stacked.forward`)."""
+        """(hidden states [B, T, D], the updated cache, or with `output_hidden_states` those of every layer)."""
+        # Constants, or behind a barrier: else XLA fuses the cosine into its uses and computes it again in every layer.
         if positions is None:
-            # As constants: otherwise XLA fuses the cosine into its uses and computes it again in every layer.
             with jax.ensure_compile_time_eval():
                 cos, sin = rope.rope_tables(jnp.arange(tokens.shape[1])[None], self.config)
         else:
-            cos, sin = rope.rope_tables(positions, self.config)
+            cos, sin = jax.lax.optimization_barrier(rope.rope_tables(positions, self.config))
+        x = self.embed_tokens(tokens).astype(self.dtype)
+        if cache is not None and positions is not None:
+            inputs = cos, sin, None, positions
+            x, cache = stacked.decode(
+                self.layers, x, lambda block, x, kv: block(x, *inputs, kv), cache
+            )
+            return self.norm(x), cache
         x, outputs = stacked.forward(
             self.layers,
-            self.embed(tokens),
+            x,
             lambda block, x: block(x, cos, sin, segment_ids),
             self.config,
-            unroll=kernels.scan_unroll(self.config.num_hidden_layers, self.param_dtype),
+            cache=cache,
+            output_hidden_states=output_hidden_states,
             gradient_checkpointing=self.gradient_checkpointing,
-            output=output,
+            unroll=kernels.scan_unroll(self.config.num_hidden_layers, self.param_dtype),
         )
         return self.norm(x), outputs
-
-    def decode(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: KVCache):
-        """(hidden states [B, T, D], cache) of tokens that stand at `positions` and see the cache up to there."""
-        # The barrier, for the same reason: without it the cosine is computed again in every layer.
-        cos, sin = jax.lax.optimization_barrier(rope.rope_tables(positions, self.config))
-
-        def call(block, x, layer_cache):
-            return block(x, cos, sin, None, layer_cache, positions)
-
-        x, cache = stacked.decode(self.layers, self.embed(tokens), call, cache)
-        return self.norm(x), cache
 
 
 class Transformer(nnx.Module):
@@ -343,11 +289,7 @@ class Transformer(nnx.Module):
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
     def hidden(
-        self,
-        tokens: Int[Array, "B T"],
-        positions=None,
-        cache: KVCache | None = None,
-        segment_ids=None,
+        self, tokens: Tokens, positions=None, cache: KVCache | None = None, segment_ids=None
     ):
         """(hidden states [B, T, D], cache).
 
@@ -367,32 +309,17 @@ class Transformer(nnx.Module):
         head = self.head.attend if self.config.tie_word_embeddings else self.lm_head
         return head(x).astype(jnp.float32)
 
-    def __call__(
-        self,
-        tokens: Int[Array, "B T"],
-        positions=None,
-        cache: KVCache | None = None,
-        segment_ids=None,
-    ):
+    def __call__(self, tokens: Tokens, positions=None, cache=None, segment_ids=None):
         """Logits [B, T, V]; with a cache, the pair (logits, updated cache)."""
         x, cache = self.hidden(tokens, positions, cache, segment_ids)
         return self.logits(x) if cache is None else (self.logits(x), cache)
 
-    def hidden_states(self, tokens: Int[Array, "B T"]) -> Float[Array, "L+1 B T D"]:
-        """What transformers calls `output_hidden_states`: the embedding, and x after each block, the last normalised."""
-        last, states = self.model.forward(tokens, output="hidden_states")
-        return jnp.concatenate(
-            [self.model.embed(tokens)[None].astype(states.dtype), states[:-1], last[None]]
-        )
+    def hidden_states(self, tokens: Tokens) -> Float[Array, "_ B T D"]:
+        """[L + 1, B, T, D], transformers' `output_hidden_states`: the embedding, and x after each block, the last normalised."""
+        last, states = self.model(tokens, output_hidden_states=True)
+        embedded = self.model.embed_tokens(tokens).astype(states.dtype)
+        return jnp.concatenate([embedded[None], states[:-1], last[None]])
 
     def new_cache(self, batch_size: int, cache_length: int) -> KVCache:
-        """An empty KV cache for `batch_size` rows of `cache_length` tokens; `generate.cache_bytes` says how large."""
-        c = self.config
-        return kv_cache.new_cache(
-            c.num_hidden_layers,
-            batch_size,
-            c.num_key_value_heads,
-            c.head_dim,
-            cache_length,
-            self.dtype,
-        )
+        """An empty KV cache for `batch_size` rows of `cache_length` tokens."""
+        return kv_cache.new_cache(self.config, batch_size, cache_length, self.dtype)

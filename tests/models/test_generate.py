@@ -11,6 +11,7 @@ from tests.helpers import checkpoints, tiny
 from utils import CourseError, generate, lora
 from utils.data import tokenizer
 from utils.hf import chat, peft
+from utils.kernels import cpu
 
 PROMPTS = ["One day", "The little dog was happy and", "", "Once upon a time there was a"]
 
@@ -36,7 +37,9 @@ def model():
 
 
 def run(model, prompts=PROMPTS, **options):
-    return generate.generate(model, tiny.tok(), prompts, **(dict(max_new_tokens=24, seed=1) | options))
+    """The texts alone."""
+    options = dict(max_new_tokens=24, seed=1) | options
+    return [one.text for one in generate.generate(model, tiny.tok(), prompts, **options)]
 
 
 def test_the_cache_gives_the_logits_of_a_whole_pass(model):
@@ -81,16 +84,16 @@ def test_the_stream_is_the_text_in_pieces(model, options):
     for prompt in PROMPTS[:2]:
         options = dict(max_new_tokens=30, seed=2) | options
         pieces = list(generate.stream(model, tiny.tok(), prompt, **options))
-        assert "".join(pieces) == generate.generate(model, tiny.tok(), [prompt], **options)[0]
+        assert "".join(pieces) == generate.generate(model, tiny.tok(), [prompt], **options)[0].text
         assert all(pieces)
 
 
 def test_a_character_cut_between_tokens_is_streamed_whole():
     tok = tokenizer.encoding([bytes([i]) for i in range(256)], "bytes")
     text = "naïve 🎈 día"
-    row = generate._Row(generate._Bytes(tok), [], {tok.eot_token})
+    row = generate.Row(generate.TiktokenStream(tok), [], {tok.eot_token})
     pieces = [row.push([i]) for i in tok.encode_ordinary(text)]
-    assert "".join(pieces) + row.close() == text
+    assert "".join(pieces) + row.close("length") == text
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
 
 
@@ -134,9 +137,10 @@ def test_text_ends_at_the_end_of_text_token():
     table = model.embed_tokens.embedding[...]
     model.norm.scale[...] = jnp.ones_like(model.norm.scale[...])
     model.embed_tokens.embedding[...] = table.at[tiny.tok().eot_token].set(0)
-    row = generate._Row(generate._Bytes(tiny.tok()), [], {tiny.tok().eot_token})
+    row = generate.Row(generate.TiktokenStream(tiny.tok()), [], {tiny.tok().eot_token})
     assert row.push([5, 6, tiny.tok().eot_token, 7]).encode() == tiny.tok().decode_bytes([5, 6])
-    assert row.done and row.push([8]) == row.close() == ""
+    assert row.finish_reason == "stop" and row.push([8]) == row.close("length") == ""
+    assert row.ids == [5, 6]
 
 
 def test_generation_fills_the_context_and_no_more(model):
@@ -198,7 +202,7 @@ def spoken(name: str):
 def speak(name: str, prompts=None, *, model=None, tok=None, **options):
     made, its_tok = spoken(name)
     options = dict(max_new_tokens=20, temperature=0) | options
-    return generate.generate(model or made, tok or its_tok, prompts or ASKED[name], **options)
+    return [one.text for one in generate.generate(model or made, tok or its_tok, prompts or ASKED[name], **options)]
 
 
 class Recorder:
@@ -354,31 +358,32 @@ def test_prepared_equals_not_prepared_and_does_not_follow_the_model(name):
     assert speak(name, model=ready) == expected != speak(name, model=made)
 
 
-def test_a_few_rows_of_bfloat16_are_decoded_in_pairs_many_are_not_and_one_layout_is_kept():
+def test_a_few_rows_of_bfloat16_are_decoded_packed_many_are_not_and_one_layout_is_kept():
     ready = generate.prepare(checkpoints.model("llama-tied", "bfloat16"))
-    few, paired = ready.decode(1)
-    assert paired and ready.decode(8)[0] is few
-    many, paired = ready.decode(9)
-    assert not paired and ready.decode(100)[0] is many
+    few, layout = ready.decode(1)
+    assert layout == "packed" and ready.decode(8)[0] is few
+    many, layout = ready.decode(9)
+    assert layout == "unrolled" and ready.decode(100)[0] is many
     kinds = [{leaf.dtype.name for leaf in jax.tree.leaves(state)} for _, state in (few, many)]
     assert "uint32" in kinds[0] and "uint32" not in kinds[1]
-    assert not generate.prepare(checkpoints.model("llama-tied")).decode(1)[1]  # float32: a product of XLA's
+    assert generate.prepare(checkpoints.model("llama-tied")).decode(1)[1] == "unrolled"  # float32: XLA's own products
+    assert generate.prepare(tiny.model()).decode(1)[1] == "stacked"
     # And back: the same text as from a model that was prepared anew.
     anew = generate.prepare(checkpoints.model("llama-tied", "bfloat16"))
     assert speak("llama-tied", model=ready) == speak("llama-tied", model=anew)
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-def test_weights_in_pairs_are_not_taken_apart_before_the_loop_of_steps(rows):
+def test_packed_weights_are_not_unpacked_in_front_of_the_loop_of_steps(rows):
     """XLA would make float32 copies of all of them in front of the loop: twice the bytes to read, in each step."""
-    (graph, state), paired = generate.prepare(checkpoints.model("llama-tied", "bfloat16")).decode(rows)
+    (graph, state), layout = generate.prepare(checkpoints.model("llama-tied", "bfloat16")).decode(rows)
     cache = generate.nnx.merge(graph, state).new_cache(rows, 8)
     zeros = jnp.zeros(rows, jnp.int32)
     keys = jax.random.split(jax.random.key(0), rows)
-    numbers = {"temperature": np.float32(1), "penalty": np.float32(1)}
-    options = dict(vocabulary=150, greedy=True, top_k=None, top_p=None)
+    sampling = {"temperature": np.float32(1), "penalty": np.float32(1), "top_k": None, "top_p": None}
+    options = dict(n_vocab=150, greedy=True, max_top_k=None)
     first = generate._State(cache, zeros, zeros, None)
-    program = generate._compiled(paired).lower(graph, state, first, keys, numbers, **options).compile()
+    program = generate.jitted_decode(layout).lower(graph, state, first, keys, sampling, **options).compile()
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.uint32)
     assert program.memory_analysis().temp_size_in_bytes < weights
 
@@ -391,11 +396,11 @@ def test_greedy_takes_the_first_of_the_largest():
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_the_layout_for_decoding_gives_the_same_logits(name):
     made = checkpoints.model(name)
-    apart = made.unstacked()
+    unrolled = cpu.unrolled(made)
     tokens = checkpoints.reference(name)["tokens"]
     positions = np.broadcast_to(np.arange(12), tokens.shape)
     expected = checkpoints.reference(name)["logits"]
-    for each in (made, apart):
+    for each in (made, unrolled):
         logits, cache = checkpoints.run(each, tokens[:, :7], None, each.new_cache(2, 16))
         parts = [logits]
         for t in range(7, 12):
@@ -407,7 +412,7 @@ def test_the_layout_for_decoding_gives_the_same_logits(name):
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_the_bytes_of_a_cache_are_those_of_the_cache(name):
     made = checkpoints.model(name)
-    for each in (made, made.unstacked()):
+    for each in (made, cpu.unrolled(made)):
         leaves = jax.tree.leaves(each.new_cache(3, 40))
         expected = generate.cache_bytes(made.config, 3, 40, leaves[0].dtype)
         assert sum(leaf.nbytes for leaf in leaves) == expected
@@ -420,6 +425,43 @@ def test_a_cache_that_cannot_fit_is_refused_before_it_is_made(monkeypatch):
     ) as error:
         speak("llama-tied")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stop", [(), ("stop token",), ("stop string",)])
+def test_a_completion_says_its_ids_and_why_it_ended(stop):
+    name = "qwen2-untied"
+    made, tok = spoken(name)
+    prompt, options = [ASKED[name][0]], dict(temperature=0, max_new_tokens=20)
+    free = generate.generate(made, Recorder(tok), prompt, **options)[0]
+    assert free.finish_reason == "length" and len(free.ids) == 20 and free.text == tok.decode(free.ids)
+    if stop == ("stop token",):
+        end = free.ids[5]
+        one = generate.generate(made, tok, prompt, stop=[end], **options)[0]
+        assert one.finish_reason == "stop" and one.ids == free.ids[: free.ids.index(end)]
+    elif stop:
+        text = free.text[4:7]
+        one = generate.generate(made, tok, prompt, stop=[text], **options)[0]
+        assert one.finish_reason == "stop" and one.text == free.text[: free.text.index(text)]
+        assert one.ids == free.ids[: len(one.ids)] and text in tok.decode(one.ids)
+
+
+def test_another_temperature_top_k_or_top_p_compiles_nothing_anew(model):
+    run(model, temperature=0.7, top_k=5, top_p=0.9)
+    decode = generate.jitted_decode("stacked")
+    before = decode._cache_size()
+    for options in (dict(temperature=0.9), dict(top_k=6), dict(top_k=8), dict(top_p=0.5)):
+        run(model, **(dict(temperature=0.7, top_k=5, top_p=0.9) | options))
+    assert decode._cache_size() == before
+
+
+def test_traced_sampling_equals_static_sampling():
+    logits = jax.random.normal(jax.random.key(3), (4, 50))
+    keys = jax.random.split(jax.random.key(4), 4)
+    traced = jax.jit(generate.sample, static_argnames="max_top_k")
+    for top_k, top_p in ((1, 0.9), (5, 0.3), (7, 1.0), (50, 0.01)):
+        expected = generate.sample(logits, keys, 0.8, top_k=top_k, top_p=top_p)
+        for bound in (None, 64):
+            assert traced(logits, keys, 0.8, top_k=top_k, top_p=top_p, max_top_k=bound).tolist() == expected.tolist()
 
 
 def test_an_adapter_speaks_and_merged_says_the_same():

@@ -295,7 +295,7 @@ def test_counts():
     found = lora.count(model)
     by_hand = CONFIG.num_hidden_layers * (4 * lora.parameters((16, 16), 4) + 2 * lora.parameters((16, 32), 4))
     assert found.adapter == by_hand == 3 * (4 * 4 * 32 + 2 * 4 * 48)
-    assert found.base == minigpt.count_parameters(CONFIG)["total"]
+    assert found.base == CONFIG.count_parameters()["total"]
     assert found.share == by_hand / found.base
     assert (found.adapter_bytes, found.optimizer_bytes) == (4 * by_hand, 8 * by_hand)
     assert found.flops_per_token == 2 * by_hand

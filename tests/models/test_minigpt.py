@@ -27,7 +27,7 @@ def contents(folder):
 
 @pytest.mark.parametrize("changes", [{}, dict(num_hidden_layers=1, hidden_size=24, num_attention_heads=3, vocab_size=77, max_position_embeddings=9)])
 def test_parameters_are_counted_without_making_them(changes):
-    counts = minigpt.count_parameters(tiny.config(**changes))
+    counts = tiny.config(**changes).count_parameters()
     assert counts["total"] == sum(a.size for a in tiny.weights(tiny.model(**changes)).values())
     assert counts["total"] == sum(value for name, value in counts.items() if name != "total")
 
@@ -38,7 +38,7 @@ def test_flops_agree_with_what_xla_counts():
     compiled = jax.jit(lambda s, t: nnx.merge(graph, s)(t)).lower(state, jnp.zeros((2, 32), int)).compile()
     cost = compiled.cost_analysis()
     found = (cost[0] if isinstance(cost, list) else cost)["flops"] / 64
-    assert minigpt.flops_per_token(model.config) == pytest.approx(found, rel=0.2)
+    assert model.config.flops_per_token() == pytest.approx(found, rel=0.2)
 
 
 def test_a_token_never_looks_ahead():

@@ -5,7 +5,7 @@ layouts of one platform have a file each: `cpu.py`.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from utils.kernels import cpu, tpu
 from utils.kernels.precision import (
@@ -20,7 +20,7 @@ __all__ = ["activation_dtype", "compiling_for", "mixed_precision_einsum", "on_cp
 
 
 def linear(
-    x: Float[Array, "*batch in"], weight: Float[Array, "out in"]
+    x: Float[Array, "*batch in"], weight: Array
 ) -> Float[Array, "*batch out"]:
     """W x for every x, multiplied in the narrower of the two dtypes, returned in x's."""
     if on_cpu():
@@ -32,7 +32,7 @@ def linear(
 def write_positions(
     cache: Float[Array, "B *dims"],
     new: Float[Array, "B *places"],
-    positions: Int[Array, "B T"],
+    positions: Int[ArrayLike, "B T"],
     axis: int,
 ) -> Float[Array, "B *dims"]:
     """`cache` with T new entries of each row written at `positions` along `axis`.

@@ -11,7 +11,7 @@ import ctypes
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, BFloat16, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, BFloat16, Float, Int, UInt32
 
 from utils.kernels.precision import mixed_precision_einsum
 
@@ -23,7 +23,7 @@ COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_wid
 # ---------------------------------------------------------------------------------------------------------------- kernels
 
 
-def pack_bfloat16(x: BFloat16[Array, "*out in"]) -> UInt32[Array, "*out in/2"]:
+def pack_bfloat16(x: BFloat16[Array, "*out in"]) -> UInt32[Array, "*out words"]:
     """bfloat16 numbers two by two in 32-bit words: number i in the lower half of word i, number i + in/2 in the upper."""
     low, high = jnp.split(
         jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32), 2, axis=-1
@@ -37,13 +37,13 @@ def _unpack(words: UInt32[Array, "*any"]) -> tuple[Float[Array, "*any"], Float[A
     return tuple(jax.lax.bitcast_convert_type(half, jnp.float32) for half in halves)
 
 
-def unpack_bfloat16(words: UInt32[Array, "*out in/2"]) -> BFloat16[Array, "*out in"]:
+def unpack_bfloat16(words: UInt32[Array, "*out words"]) -> BFloat16[Array, "*out in"]:
     """What `pack_bfloat16` packed."""
     return jnp.concatenate(_unpack(words), axis=-1).astype(jnp.bfloat16)
 
 
 def small_batch_matvec(
-    x: Float[Array, "N in"], weight: UInt32[Array, "out in/2"]
+    x: Float[Array, "N in"], weight: UInt32[Array, "out words"]
 ) -> Float[Array, "N out"]:
     """W x for a few rows (at most `SMALL_BATCH`), with W packed, at the speed of a CPU's memory. In float32.
 
@@ -83,7 +83,7 @@ def linear(x: Float[Array, "*batch in"], weight: Array) -> Float[Array, "*batch 
 
 
 @jax.custom_vjp
-def swiglu(gate_up: Float[Array, "*batch 2*F"]) -> Float[Array, "*batch F"]:
+def swiglu(gate_up: Float[Array, "*batch two_F"]) -> Float[Array, "*batch F"]:
     """silu(gate) * up of the two side by side; its derivative takes fewer passes over memory than JAX's own."""
     gate, up = jnp.split(gate_up, 2, axis=-1)
     return jax.nn.silu(gate) * up
@@ -143,7 +143,7 @@ class BitcastEmbed(nnx.Module):
         self.weight = table.weight
         self.bits = Packed(jax.lax.bitcast_convert_type(table.weight[...], jnp.uint16))
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, tokens: Int[ArrayLike, "B T"]) -> Float[Array, "B T D"]:
         return jax.lax.bitcast_convert_type(self.bits[...][tokens], self.weight.dtype)
 
     def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:

@@ -8,19 +8,19 @@ from jaxtyping import Array, Float, Int
 
 # Without it the compiler brings some layers' caches into its fast memory (VMEM) whole, to write one token there, and copies them
 # back: decoding R1's shape at 32,768 places then accesses 1.18 times its weights and cache, with it 1.04 times.
-_DECODE_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": 0.6}
+DECODE_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": 0.6}
 
 
 @functools.cache
 def decode_options() -> dict | None:
     """Compiler options for decode steps; None where this compiler does not know them."""
     try:
-        jax.jit(lambda: jnp.zeros(()), compiler_options=_DECODE_OPTIONS)()
+        jax.jit(lambda: jnp.zeros(()), compiler_options=DECODE_OPTIONS)()
     except (
         Exception
     ):  # another version of the compiler: an unknown option is an error of several types
         return None
-    return _DECODE_OPTIONS
+    return DECODE_OPTIONS
 
 
 def write_rows(
