@@ -86,7 +86,7 @@ def compare(benchmark: str, roots: dict[str, Path], pairs: int, options: dict) -
     rows = []
     for number, unit in enumerate(sides["new"].about["units"]):
         for side in sides.values():
-            for _ in range(2):  # compiles, then warms up
+            for _ in range(2):  # compiles, and warms up
                 side.turn(number)
         seconds, last = {name: [] for name in sides}, {}
         for pair in range(pairs):

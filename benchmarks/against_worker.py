@@ -128,6 +128,8 @@ def stepper(package, model, batches, loss_fn, tx, wrt, steps: int = 1):
     """A function that makes training steps on the next batches and returns the last loss."""
     graph, trainable, frozen = nnx.split(model, wrt, ...)
     carry = (jax.tree.map(jnp.copy, trainable), tx.init(trainable), jnp.array(True))
+    # Committed to the device, as loaded weights are: or the second step would compile again.
+    carry = jax.device_put(carry, jax.devices()[0])
     step_fn, key = package.make_step(graph, loss_fn, tx), jax.random.key(0)
 
     def run() -> float:

@@ -94,6 +94,8 @@ def ours(path: str, limit: int, max_seq_length: int, batch_size: int) -> list:
 
     graph, trainable, frozen = nnx.split(model, nnx.LoRAParam, ...)
     carry = (jax.tree.map(jnp.copy, trainable), tx.init(trainable), jnp.array(True))
+    # Committed to the device, as loaded weights are: or the second step would compile again.
+    carry = jax.device_put(carry, jax.devices()[0])
     step_fn, key = train.make_step(graph, loss_fn, tx), jax.random.key(0)
     stream = counting(sft.batches(rows, batch_size), "step")
 

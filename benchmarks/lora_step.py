@@ -51,6 +51,8 @@ def ours(path: str, dtype: str, rank: int, target_modules: list[str], inputs, ta
     tx = optax.adamw(1e-3)
     graph, trainable, frozen = nnx.split(model, nnx.LoRAParam, ...)
     carry = (jax.tree.map(jnp.copy, trainable), tx.init(trainable), jnp.array(True))
+    # Committed to the device, as loaded weights are: or the second step would compile again.
+    carry = jax.device_put(carry, jax.devices()[0])
     step_fn, key = train.make_step(graph, loss_fn, tx), jax.random.key(0)
     batch = {"inputs": jnp.array(inputs, jnp.int32), "targets": jnp.array(targets, jnp.int32)}
 

@@ -1,14 +1,16 @@
 """Make tests/fixtures: tiny random checkpoints with what transformers and peft compute from them.
 
-    python tools/make_fixtures.py          # needs torch, transformers, peft; seconds
+    make install-peers
+    .venv-peers/bin/python tools/make_fixtures.py [FOLDER]          # seconds
 
-Each folder is a Hugging Face checkpoint as `save_pretrained` writes it, and beside it `reference.safetensors`: tokens
-[2, 12], and, computed by transformers in float32, logits [2, 12, V], every hidden state [L+1, 2, 12, D] and the next 12
-greedy tokens. So the course's port is compared with the original where torch is not installed. Weights are drawn larger
-than usual: logits then differ by whole numbers, and a wrong port shows.
+Each folder is a Hugging Face checkpoint as `save_pretrained` writes it, and beside it
+`reference.safetensors`: tokens [2, 12], and, computed by transformers in float32, logits [2, 12,
+V], every hidden state [L+1, 2, 12, D] and the next 12 greedy tokens. So the course's port is
+compared with the original where torch is not installed. Weights are larger than usual at random
+initialisation: logits then differ by whole numbers, and a wrong port shows.
 
-A seed is passed over when one of its greedy choices is nearly a tie, since another machine might then choose otherwise,
-when it repeats itself, or when it ends early.
+A seed is skipped when one of its greedy choices is nearly a tie, since another machine might choose
+otherwise, when its continuation repeats itself, or when it ends early.
 """
 
 import copy
@@ -25,11 +27,21 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-HOME = Path(__file__).resolve().parents[1] / "tests" / "fixtures"
+HOME = Path(__file__).resolve().parents[1] / "tests" / "fixtures"  # or the folder that is named
 PROMPTS = ("The cat sat on the mat and slept all day.", "One day a red bird came to the big tree.")
-TEXTS = [*PROMPTS, "0123456789 apples, 2 + 2 = 4!", "Who is it? It is I: the small dog of the king."]
-T, NEW = 12, 12
-NARROW = dict(vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=3, max_position_embeddings=128)
+TEXTS = [
+    *PROMPTS,
+    "0123456789 apples, 2 + 2 = 4!",
+    "Who is it? It is I: the small dog of the king.",
+]
+T, MAX_NEW_TOKENS = 12, 12
+SMALL = dict(
+    vocab_size=128,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    max_position_embeddings=128,
+)
 LLAMA3 = dict(
     rope_type="llama3",
     rope_theta=500_000.0,
@@ -39,12 +51,15 @@ LLAMA3 = dict(
     original_max_position_embeddings=128,  # so small that all three branches of the scaling are taken
 )
 TEMPLATE = (
-    "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
 
 CHECKPOINTS = {
-    # 6 query heads share 2 key/value heads; heads of 16 although 48 / 6 = 8; 160 rows for a tokenizer of 150 words
+    # 6 query heads share 2 key/value heads; heads of 16 although 48 / 6 = 8; 160 rows for a
+    # tokenizer of 150 words
     "qwen2-untied": transformers.Qwen2Config(
         vocab_size=160,
         hidden_size=48,
@@ -59,7 +74,7 @@ CHECKPOINTS = {
         bos_token_id=0,
     ),
     "qwen2-tied-sharded": transformers.Qwen2Config(
-        **NARROW,
+        **SMALL,
         num_attention_heads=4,
         num_key_value_heads=4,
         tie_word_embeddings=True,
@@ -67,14 +82,14 @@ CHECKPOINTS = {
         rms_norm_eps=1e-5,
     ),
     "qwen2-fp16": transformers.Qwen2Config(
-        **NARROW,
+        **SMALL,
         num_attention_heads=4,
         num_key_value_heads=2,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         dtype="float16",
     ),
     "llama-tied": transformers.LlamaConfig(
-        **(NARROW | {"vocab_size": 150}),
+        **(SMALL | {"vocab_size": 150}),
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=True,
@@ -83,7 +98,7 @@ CHECKPOINTS = {
         eos_token_id=1,
     ),
     "llama-untied-sharded": transformers.LlamaConfig(
-        **(NARROW | {"max_position_embeddings": 512}),
+        **(SMALL | {"max_position_embeddings": 512}),
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=12,
@@ -93,7 +108,7 @@ CHECKPOINTS = {
         eos_token_id=[1, 2],
     ),
     "llama-bf16": transformers.LlamaConfig(
-        **NARROW,
+        **SMALL,
         num_attention_heads=4,
         num_key_value_heads=2,
         attention_bias=True,
@@ -104,7 +119,10 @@ CHECKPOINTS = {
         dtype="bfloat16",
     ),
 }
-TOKENIZERS = {"qwen2-untied": "inside", "llama-tied": "file"}  # where the chat template is kept; Llama's adds bos
+TOKENIZERS = {
+    "qwen2-untied": "inside",
+    "llama-tied": "file",
+}  # where the chat template is kept; Llama's adds bos
 
 
 class Unsuitable(Exception):
@@ -112,14 +130,17 @@ class Unsuitable(Exception):
 
 
 def build(config, seed: int):
-    """A model whose weights are normal with the spread of a trained one's, or a little more; norms near 1."""
+    """A model with normal weights as large as a trained one's, or a little larger; norms near 1."""
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=draw)
+            noise = torch.randn(p.shape, generator=generator)
             if "norm" in name:
-                p.copy_((2 if config.tie_word_embeddings and name == "model.norm.weight" else 1) * (1 + 0.2 * noise))
+                p.copy_(
+                    (2 if config.tie_word_embeddings and name == "model.norm.weight" else 1)
+                    * (1 + 0.2 * noise)
+                )
             elif name.endswith("bias"):
                 p.copy_(0.4 * noise)
             elif "embed_tokens" in name:
@@ -132,7 +153,8 @@ def build(config, seed: int):
 
 
 def tokenizer(adds_bos: bool) -> transformers.PreTrainedTokenizerFast:
-    """150 words: two that mark the text's ends, two of the chat, printable ASCII, and merges learnt from six texts."""
+    """150 tokens: beginning and end of text, two of the chat, printable ASCII, merges from four
+    texts."""
     t = tokenizers.Tokenizer(tokenizers.models.BPE())
     t.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     t.decoder = tokenizers.decoders.ByteLevel()
@@ -140,7 +162,11 @@ def tokenizer(adds_bos: bool) -> transformers.PreTrainedTokenizerFast:
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=150,
         special_tokens=special,
-        initial_alphabet=[*map(chr, range(0x21, 0x7F)), "Ġ", "Ċ"],  # the last two: space and newline
+        initial_alphabet=[
+            *map(chr, range(0x21, 0x7F)),
+            "Ġ",
+            "Ċ",
+        ],  # the last two: space and newline
         show_progress=False,
     )
     t.train_from_iterator(TEXTS * 2, trainer)
@@ -153,29 +179,34 @@ def tokenizer(adds_bos: bool) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def reference(model, tokens: torch.Tensor, known: int) -> dict[str, torch.Tensor]:
-    """What transformers computes in float32; rows of the vocabulary that the tokenizer does not know are never chosen."""
+def reference(model, tokens: torch.Tensor, n_vocab: int) -> dict[str, torch.Tensor]:
+    """What transformers computes in float32; ids from `n_vocab` on, which no token has, are not
+    chosen."""
     with torch.no_grad():
         out = model(tokens, output_hidden_states=True)
-        grown, gaps = tokens, []
-        for _ in range(NEW):
-            last = model(grown, use_cache=False).logits[:, -1, :known]
+        extended, gaps = tokens, []
+        for _ in range(MAX_NEW_TOKENS):
+            last = model(extended, use_cache=False).logits[:, -1, :n_vocab]
             best = last.topk(2).values
             gaps.append((best[:, 0] - best[:, 1]).min())
-            grown = torch.cat([grown, last.argmax(-1, keepdim=True)], 1)
-    greedy = grown[:, T:]
-    if min(gaps) < 0.005 or min(len(set(row)) for row in greedy.tolist()) < 4 or (known == 150 and (greedy < 4).any()):
+            extended = torch.cat([extended, last.argmax(-1, keepdim=True)], 1)
+    greedy = extended[:, T:]
+    if (
+        min(gaps) < 0.005
+        or min(len(set(row)) for row in greedy.tolist()) < 4
+        or (n_vocab == 150 and (greedy < 4).any())
+    ):
         raise Unsuitable
-    quick = model.generate(
+    generated = model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
-        max_new_tokens=NEW,
+        max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
         eos_token_id=-1,
         pad_token_id=0,
-        suppress_tokens=list(range(known, model.config.vocab_size)) or None,
+        suppress_tokens=list(range(n_vocab, model.config.vocab_size)) or None,
     )[:, T:]
-    if not torch.equal(greedy, quick):
+    if not torch.equal(greedy, generated):
         raise SystemExit("transformers' generate does not agree with its own logits")
     return {
         "tokens": tokens.to(torch.int32),
@@ -185,11 +216,15 @@ def reference(model, tokens: torch.Tensor, known: int) -> dict[str, torch.Tensor
     }
 
 
-def old_style(config: dict) -> dict:
-    """The same configuration as repositories wrote it before transformers 5."""
+def before_transformers_5(config: dict) -> dict:
+    """The same configuration as transformers 4 wrote it."""
     config = {name: value for name, value in config.items() if name != "head_dim"}
     rope = config.pop("rope_parameters")
-    config |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "torch_dtype": config.pop("dtype")}
+    config |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": None,
+        "torch_dtype": config.pop("dtype"),
+    }
     return dict(sorted(config.items()))
 
 
@@ -204,45 +239,47 @@ def checkpoint(name: str, config, *, seed: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     model = build(copy.deepcopy(config), seed)
-    known, metadata = config.vocab_size, {}
-    tokens = torch.randint(3, known, (2, T), generator=torch.Generator().manual_seed(seed))
+    n_vocab, metadata = config.vocab_size, {}
+    tokens = torch.randint(3, n_vocab, (2, T), generator=torch.Generator().manual_seed(seed))
     if name in TOKENIZERS:
         tok = tokenizer(adds_bos=name.startswith("llama"))
-        known = len(tok)
+        n_vocab = len(tok)
         # Whole prompts that are 12 tokens long, so that text in, text out can be compared too.
         ids = [tok(prompt)["input_ids"][:T] for prompt in PROMPTS]
         prompts = [tok.decode(row, skip_special_tokens=True) for row in ids]
         assert [tok(prompt)["input_ids"] for prompt in prompts] == ids
         tokens = torch.tensor(ids)
         tok.save_pretrained(folder, save_jinja_files=TOKENIZERS[name] == "file")
-        if known < config.vocab_size:  # rows that would win if anyone looked at them
+        if n_vocab < config.vocab_size:  # rows that would win if they took part
             with torch.no_grad():
-                model.lm_head.weight[known:] *= 2
+                model.lm_head.weight[n_vocab:] *= 2
     model = model.to(getattr(torch, dtype))
     model.generation_config = transformers.GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id
     )
     model.save_pretrained(folder, max_shard_size="40KB" if "sharded" in name else "50GB")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found = reference(model, tokens, known)
+    computed = reference(model, tokens, n_vocab)
     if name in TOKENIZERS:
-        texts = [tok.decode(row, skip_special_tokens=True) for row in found["greedy"].tolist()]
+        texts = [tok.decode(row, skip_special_tokens=True) for row in computed["greedy"].tolist()]
         metadata = {"texts": json.dumps({"prompts": prompts, "greedy": texts})}
-    save_file(found, folder / "reference.safetensors", metadata=metadata)
-    write_config(folder, dtype, old_style if name == "llama-tied" else dict)
-    spread, largest = found["logits"].std(), found["logits"].abs().max()
+    save_file(computed, folder / "reference.safetensors", metadata=metadata)
+    write_config(folder, dtype, before_transformers_5 if name == "llama-tied" else dict)
+    logits = computed["logits"]
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{name:22} |logits| std {spread:.2f} max {largest:.1f}  {size / 1e3:.0f} kB  {found['greedy'].tolist()[0]}")
+    spread = f"|logits| std {logits.std():.2f} max {logits.abs().max():.1f}"
+    print(f"{name:22} {spread}  {size / 1e3:.0f} kB  {computed['greedy'].tolist()[0]}")
 
 
 def adapter(name: str, *, seed: int, **options) -> None:
-    """An adapter as peft makes it, on qwen2-untied, its B set to random numbers as if it had been trained."""
+    """An adapter as peft makes it, on qwen2-untied, its B set to random numbers as if it had been
+    trained."""
     base, folder = HOME / "qwen2-untied", HOME / name
     shutil.rmtree(folder, ignore_errors=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     torch.manual_seed(seed)
-    targets = ["q_proj", "v_proj", "down_proj"]
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM", **options)
+    options |= {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    config = peft.LoraConfig(r=4, lora_alpha=8, **options)
     model = peft.get_peft_model(model, config).eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
@@ -253,13 +290,15 @@ def adapter(name: str, *, seed: int, **options) -> None:
     (folder / "README.md").unlink()  # peft's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=1) + "\n")
-    known = len(tokenizer(adds_bos=False))
+    path.write_text(
+        json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=1) + "\n"
+    )
+    n_vocab = len(tokenizer(adds_bos=False))
     with safetensors.safe_open(base / "reference.safetensors", "pt") as file:
         tokens, plain = file.get_tensor("tokens").long(), file.get_tensor("logits")
-    found = reference(model.merge_and_unload(), tokens, known)
-    save_file(found, folder / "reference.safetensors")
-    print(f"{name:22} changes logits by up to {(found['logits'] - plain).abs().max():.1f}")
+    computed = reference(model.merge_and_unload(), tokens, n_vocab)
+    save_file(computed, folder / "reference.safetensors")
+    print(f"{name:22} changes logits by up to {(computed['logits'] - plain).abs().max():.1f}")
 
 
 def first_good(make, *args, **options) -> None:
@@ -271,7 +310,9 @@ def first_good(make, *args, **options) -> None:
     raise SystemExit(f"{args[0]}: no seed suits")
 
 
-def main() -> None:
+def main(folder: str | None = None) -> None:
+    global HOME
+    HOME = Path(folder) if folder else HOME
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     HOME.mkdir(parents=True, exist_ok=True)
@@ -281,12 +322,13 @@ def main() -> None:
     first_good(adapter, "peft-adapter-rslora", use_rslora=True)
     for path in HOME.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors makes files that only their owner may read
-    used = {m.__name__: m.__version__ for m in (torch, transformers, peft, safetensors, tokenizers)}
-    versions = {"python": platform.python_version()} | used
+    modules = (torch, transformers, peft, safetensors, tokenizers)
+    versions = {"python": platform.python_version()}
+    versions |= {module.__name__: module.__version__ for module in modules}
     (HOME / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
     total = sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file())
     print(f"{total / 1e6:.2f} MB in all, with {versions}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(*sys.argv[1:])

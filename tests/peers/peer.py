@@ -62,6 +62,7 @@ class Peer:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(timeout=60)
+        self.process.stdout.close()
 
 
 def _with_arrays(value, stored):
