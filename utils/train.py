@@ -96,12 +96,7 @@ def optimizer(
 # ----------------------------------------------------------------------------------------- the step
 
 
-def make_step(
-    graph,
-    loss_fn: Callable,
-    tx: optax.GradientTransformation,
-    gradient_accumulation_steps: int = 1,
-):
+def make_step(graph, loss_fn: Callable, tx, gradient_accumulation_steps: int = 1):
     """The compiled step: (carry, frozen, batch, key) -> (carry, loss, gradient norm), carry donated.
 
     carry = (trainable, opt_state, healthy). Once a loss or gradient is not finite, `healthy` is false,
@@ -333,15 +328,12 @@ def _agreed(*flags: bool, waits: bool) -> tuple[bool, ...]:
 def _non_finite(losses, norms, first_step: int, store: Store | None) -> NonFiniteLoss:
     """The error for the first bad one of several steps, of which the first is `first_step`."""
     bad = int(np.argmin(np.isfinite(losses) & np.isfinite(norms)))
-    what = "the gradient" if np.isfinite(losses[bad]) else "the loss"
+    step, what = first_step + bad, "the gradient" if np.isfinite(losses[bad]) else "the loss"
     after = "the model holds the weights from before that batch"
     if store is not None and store.latest is not None:
         after += f"; the last good checkpoint is step {store.latest} in {store.directory}"
-    step = first_step + bad
-    return NonFiniteLoss(
-        f"step {step}: {what} is not finite (batch {step} of this run); {after}: lower the learning "
-        "rate, or look at that batch"
-    )
+    where = f"step {step}: {what} is not finite (batch {step} of this run)"
+    return NonFiniteLoss(f"{where}; {after}: lower the learning rate, or look at that batch")
 
 
 def _fingerprint(model, carry, seed: int, steps: int) -> dict:

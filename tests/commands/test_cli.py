@@ -16,8 +16,9 @@ from tests.helpers import checkpoints
 from tests.helpers.checkpoints import HOME
 from tests.helpers.folders import ROOT
 from utils import generate, lora
-from utils.__main__ import COMMANDS, main, parse
+from utils.__main__ import main
 from utils.commands import options
+from utils.commands.arguments import COMMANDS, parse
 from utils.hf import chat, weights
 
 MODEL = str(HOME / "qwen2-untied")

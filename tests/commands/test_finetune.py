@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 from tests.helpers import checkpoints, finetuning
 from tests.helpers.folders import ROOT
 from utils import CourseError, lora, train
-from utils.__main__ import main, parse
+from utils.__main__ import main
 from utils.commands import finetune
+from utils.commands.arguments import parse
 from utils.hf import peft, weights
 
 
@@ -283,6 +284,7 @@ import json, sys
 from pathlib import Path
 from tests.helpers import finetuning
 from utils.commands import finetune
+from utils.commands.arguments import parse
 changes = json.loads(sys.argv[3])
 options = finetuning.options(Path(sys.argv[1]), Path(sys.argv[2]), **changes)
 print(json.dumps(finetune.run(options).summary()))

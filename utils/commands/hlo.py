@@ -12,18 +12,8 @@ import re
 from collections import defaultdict
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_BYTES |= {"s64": 8, "u64": 8, "f64": 8}
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
@@ -60,22 +50,19 @@ def collectives(text: str) -> dict[str, dict[str, int]]:
                     _BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(","))))
                     for dtype, dims in shapes
                 ]
+                size = max(sizes) if parts[2].endswith("-start") else sum(sizes)
                 counts[kind]["count"] += times
-                counts[kind]["bytes"] += times * (
-                    max(sizes) if parts[2].endswith("-start") else sum(sizes)
-                )
+                counts[kind]["bytes"] += times * size
             elif kind == "while":
                 condition, body = (
-                    re.search(rf"{word}=%?([\w.-]+)", line)[1] for word in ("condition", "body")
+                    re.search(rf"{n}=%?([\w.-]+)", line)[1] for n in ("condition", "body")
                 )
-                limits = re.findall(
-                    r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(condition, ()))
-                )
+                text = "\n".join(bodies.get(condition, ()))
+                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", text)
                 visit(body, times * max(map(int, limits), default=1))
             else:
-                for called in re.findall(
-                    r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", line
-                ):
+                calls = r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)"
+                for called in re.findall(calls, line):
                     visit(called, times)
 
     visit("ENTRY", 1)

@@ -65,16 +65,9 @@ CHIPS = {
 }
 # Slices (named by cores for v2, v3 and v5p, two in a chip), and what the compiler calls their topology.
 SLICES = {
-    "v2-8": "v2:2x2",
-    "v3-8": "v3:2x2",
-    "v5e-1": "v5e:1x1",
-    "v5e-4": "v5e:2x2",
-    "v5e-8": "v5e:2x4",
-    "v5p-8": "v5p:2x2x1",
-    "v6e-1": "v6e:1x1",
-    "v6e-4": "v6e:2x2",
-    "v6e-8": "v6e:2x4",
-}
+    "v2-8": "v2:2x2", "v3-8": "v3:2x2", "v5e-1": "v5e:1x1", "v5e-4": "v5e:2x2", "v5e-8": "v5e:2x4",
+    "v5p-8": "v5p:2x2x1", "v6e-1": "v6e:1x1", "v6e-4": "v6e:2x2", "v6e-8": "v6e:2x4",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,17 +333,12 @@ def _captured_stderr():
 
 
 # Files of the code that decides the compiled step, and of some only these definitions.
-SOURCES = {
-    "attention.py": (),
-    "kernels/__init__.py": (),
-    "kernels/precision.py": (),
-    "lora.py": (),
-    "losses.py": (),
-    "rope.py": (),
-    "sharding.py": (),
-    "stacked.py": (),
+SOURCES = dict.fromkeys(
+    ("attention.py", "kernels/__init__.py", "kernels/precision.py", "lora.py", "losses.py", "rope.py",
+     "sharding.py", "stacked.py", "transformer.py"), (),
+)  # fmt: skip
+SOURCES |= {
     "train.py": ("make_step", "_accumulated", "optimizer"),
-    "transformer.py": (),
     "commands/finetune.py": ("loss_fn", "optimizer"),
     "commands/plan.py": ("_lowered",),
 }
