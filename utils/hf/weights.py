@@ -1,20 +1,20 @@
 """Weights: from a Hugging Face folder into the model, and back, bit for bit.
 
-A safetensors file is a JSON header (name -> dtype, shape, byte range) and then the bytes. The header is read first and
-compared with the model's own list of names and shapes: one table, `names`, for both directions, and nothing is loaded
-unless it agrees to the last tensor. The bytes are then read through a memory map, tensor by tensor, each device's slice
-alone, cast on the way into the stacked array it belongs to. At no moment is there a second copy of the model in memory.
+A safetensors file is a JSON header (name -> dtype, shape, byte range) and then the bytes. The
+header is read first and compared with the model's own list of names and shapes: one table, `names`,
+for both directions, and nothing is loaded unless it agrees to the last tensor. The bytes are then
+read through a memory map, tensor by tensor, each device's slice alone, and cast on the way into the
+stacked array they belong to. At no moment is there a second copy of the model in memory.
 
     model = weights.load("HuggingFaceTB/SmolLM2-135M-Instruct", dtype=jnp.bfloat16)
     weights.save(model, "folder", tokenizer=tok)      # transformers loads it
 
-Never a pickle: unpickling runs the file's code. GGUF files (llama.cpp's) are read through `utils/gguf.py`.
+Never a pickle: unpickling runs the file's code. GGUF files (llama.cpp's) are read by `gguf.py`.
 """
 
 import functools
 import json
 import math
-import os
 import shutil
 import struct
 from pathlib import Path
@@ -27,29 +27,34 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from utils import CourseError, checkpoints, sharding
-from utils.hf import hub
+from utils import CourseError, checkpoints, lora, sharding
+from utils.hf import config as hf_config
+from utils.hf import gguf, hub
 from utils.transformer import Config, Transformer
 
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-INDEX = "model.safetensors.index.json"
-# Buffers that old checkpoints carry and nobody reads: the RoPE frequencies follow from the configuration.
+FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
+DTYPES = {"F32": FLOAT32, "F16": FLOAT16, "BF16": np.dtype(ml_dtypes.bfloat16)}
+# Buffers that old checkpoints carry and nobody reads: RoPE's frequencies follow from the
+# configuration.
 IGNORED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 
+def _abstract(config: Config, param_dtype=FLOAT32) -> Transformer:
+    """The model with shapes in place of arrays; nothing is allocated."""
+    return nnx.eval_shape(lambda: Transformer(config, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+
+
 @functools.lru_cache(maxsize=8)
-def _abstract(config: Config) -> dict[str, tuple[int, ...]]:
-    """Every parameter of the model as path -> shape; nothing is allocated."""
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    return {
-        ".".join(map(str, path)): tuple(leaf.shape) for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every parameter of the model as path -> shape."""
+    flat = nnx.to_flat_state(nnx.state(_abstract(config), nnx.Param))
+    return {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in flat}
 
 
 def names(config: Config) -> dict[str, tuple[str, int | None]]:
-    """The one table: each tensor's name on the hub -> (the parameter's path here, its layer in the stack or None)."""
+    """The one table: a tensor's name on the hub -> (the parameter's path here, its layer or None)."""
     table = {}
-    for path in _abstract(config):
+    for path in _shapes(config):
         if ".layers." in path:
             for i in range(config.num_hidden_layers):
                 table[path.replace(".layers.", f".layers.{i}.")] = path, i
@@ -58,39 +63,43 @@ def names(config: Config) -> dict[str, tuple[str, int | None]]:
     return table
 
 
+def tensor_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every tensor of such a model's files: name on the hub -> shape."""
+    shapes, table = _shapes(config), names(config).items()
+    return {name: shapes[path][layer is not None :] for name, (path, layer) in table}
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
 class Safetensors:
-    """The tensors of a Hugging Face folder, in one file or in several with an index: names and shapes now, bytes later."""
+    """A Hugging Face folder, of one file or several: names and shapes now, bytes later."""
 
     def __init__(self, directory: Path):
-        self.directory = directory
-        self.config = Config.from_hf(directory)
+        self.path = directory
         self.where = {}  # name -> (file, dtype, shape, offset of its first byte)
-        index = directory / INDEX
+        index = directory / hub.INDEX
+        listed, files = {}, ["model.safetensors"]
         if index.exists():
             try:
-                listed = json.loads(index.read_text())["weight_map"]
+                listed = dict(json.loads(index.read_text())["weight_map"])
                 files = sorted(set(listed.values()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CourseError(
-                    f"{index}: expected weight_map: name -> file, found something else ({error})"
-                ) from None
-        else:
-            listed, files = None, ["model.safetensors"]
-        for name in files:
-            path = directory / name
-            if Path(name).suffix != ".safetensors":
-                raise CourseError(f"{index}: expected safetensors files, found {name}: not loaded")
+                what = f"expected weight_map: name -> file, found something else ({error})"
+                raise CourseError(f"{index}: {what}") from None
+        for file in files:
+            path = directory / file
+            if Path(file).suffix != ".safetensors":
+                raise CourseError(f"{index}: expected safetensors files, found {file}: not loaded")
             if not path.is_file():
-                raise CourseError(_missing_file(directory, path, listed is not None))
-            found = _header(path)
-            if listed is not None:
-                named = {tensor for tensor, file in listed.items() if file == name}
-                for tensor in sorted(named ^ found.keys()):
-                    place = INDEX if tensor in named else name
-                    raise CourseError(
-                        f"{path}: {tensor}: expected in index and file, found in {place} alone: download it again"
-                    )
-            self.where |= found
+                raise CourseError(f"{path}: named by {hub.INDEX}, not found: download it again")
+            header = _header(path)
+            indexed = {name for name, at in listed.items() if at == file}
+            for name in sorted(indexed ^ header.keys()) if index.exists() else ():
+                place = hub.INDEX if name in indexed else file
+                what = f"expected in index and file, found in {place} alone: download it again"
+                raise CourseError(f"{path}: {name}: {what}")
+            self.where |= header
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: shape for name, (_, _, shape, _) in self.where.items()}
@@ -98,23 +107,10 @@ class Safetensors:
     def dtype(self, name: str) -> np.dtype:
         return self.where[name][1]
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor as a view of the file: bytes come from the disk when, and where, they are looked at."""
+    def tensor(self, name: str) -> np.ndarray:
+        """The tensor as a view of the file: bytes come from the disk when they are looked at."""
         path, dtype, shape, offset = self.where[name]
-        return np.ndarray(shape, dtype, _mapped(path), offset)
-
-
-def _missing_file(directory: Path, path: Path, indexed: bool) -> str:
-    pickles = sorted(p.name for p in directory.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-    if indexed:
-        return f"{path}: named by {INDEX}, but not there: download the folder again"
-    if pickles:
-        return f"{directory}: expected safetensors, found {pickles[0]}, a pickle, which may run code: not loaded"
-    return f"{path}: not found: expected model.safetensors or {INDEX} in {directory}"
-
-
-def _mapped(path: Path) -> np.memmap:
-    return np.memmap(path, mode="r")
+        return np.ndarray(shape, dtype, np.memmap(path, mode="r"), offset)
 
 
 def _header(path: Path) -> dict[str, tuple]:
@@ -128,108 +124,91 @@ def _header(path: Path) -> dict[str, tuple]:
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise CourseError(f"{path}: damaged or cut short ({error}): download it again") from None
     header.pop("__metadata__", None)
+    where = {}
     for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise CourseError(
-                f"{path}: {name}: expected {', '.join(DTYPES)}, found {entry['dtype']}: not supported here"
-            )
-    return {
-        name: (path, DTYPES[e["dtype"]], tuple(e["shape"]), 8 + length + e["data_offsets"][0])
-        for name, e in header.items()
-    }
+        code, start = entry["dtype"], 8 + length + entry["data_offsets"][0]
+        if code not in DTYPES:
+            what = f"expected {', '.join(DTYPES)}, found {code}: not supported here"
+            raise CourseError(f"{path}: {name}: {what}")
+        where[name] = path, DTYPES[code], tuple(entry["shape"]), start
+    return where
 
 
-class Gguf:
-    """The tensors of a GGUF file under the same methods; quantised ones are dequantised as they are read."""
+def _compare(checkpoint: Safetensors | gguf.Checkpoint, config: Config) -> None:
+    """Strict: a tensor that is missing, too many or of another shape is an error that names it."""
+    stored, expected = checkpoint.shapes(), tensor_shapes(config)
 
-    def __init__(self, path: Path):
-        from utils.hf import gguf
+    def refuse(name: str, what: str) -> None:
+        raise CourseError(f"{checkpoint.path}: {name}: {what}")
 
-        self.directory, self.file = path, gguf.read(path)
-        self.config = Config.from_hf(self.file.config)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(self.file.shape(name)) for name in self.file.names()}
-
-    def dtype(self, name: str) -> np.dtype:
-        return np.dtype(np.float32)
-
-    def read(self, name: str) -> np.ndarray:
-        return self.file.tensor(name)
-
-
-def _compare(checkpoint, table: dict) -> None:
-    """Strict: the first tensor that is missing, too many or of another shape is an error that names it."""
-    config, found = checkpoint.config, checkpoint.shapes()
-    shapes = _abstract(config)
-    if config.tie_word_embeddings and "lm_head.weight" in found:  # some tied checkpoints store the table twice
-        twice = (checkpoint.read(name) for name in ("lm_head.weight", "model.embed_tokens.weight") if name in found)
-        if not _same_bits(*twice):
-            raise CourseError(
-                f"{checkpoint.directory}: lm_head.weight: config.json says tied to embed_tokens, found another matrix: "
-                "is tie_word_embeddings wrong?"
-            )
-        del found["lm_head.weight"]
-    for name in sorted(table.keys() | found.keys()):
-        if name not in table:
+    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    if config.tie_word_embeddings and head in stored:  # some tied checkpoints store the table twice
+        if table not in stored or not _same_bits(*map(checkpoint.tensor, (head, table))):
+            what = "config.json says tied to embed_tokens, found another matrix"
+            refuse(head, f"{what}: is tie_word_embeddings wrong?")
+        del stored[head]
+    for name in sorted(expected.keys() | stored.keys()):
+        if name not in expected:
             if not name.endswith(IGNORED):
-                raise CourseError(f"{checkpoint.directory}: {name}: no such tensor in this {config.model_type} model")
-            continue
-        path, layer = table[name]
-        expected = shapes[path] if layer is None else shapes[path][1:]
-        if name not in found:
-            hint = ": is tie_word_embeddings wrong?" if name == "lm_head.weight" else ""
-            raise CourseError(f"{checkpoint.directory}: {name}: expected {expected}, found no such tensor{hint}")
-        if found[name] != expected:
-            hint = ": is this checkpoint already transposed?" if found[name] == expected[::-1] else ""
-            raise CourseError(f"{checkpoint.directory}: {name}: expected {expected}, found {found[name]}{hint}")
-
-
-def _same_bits(a: np.ndarray, b: np.ndarray | None = None) -> bool:
-    return b is not None and a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b))
+                refuse(name, f"no such tensor in this {config.model_type} model")
+        elif name not in stored:
+            hint = ": is tie_word_embeddings wrong?" if name == head else ""
+            refuse(name, f"expected {expected[name]}, found no such tensor{hint}")
+        elif stored[name] != expected[name]:
+            turned = stored[name] == expected[name][::-1]
+            hint = ": is this checkpoint already transposed?" if turned else ""
+            refuse(name, f"expected {expected[name]}, found {stored[name]}{hint}")
 
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.dtype(f"u{array.dtype.itemsize}"))
 
 
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(_bits(a), _bits(b))
+
+
 def _all_finite(array: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite: their exponent bits are all ones. In pieces that stay in the CPU's cache."""
-    inf, unsigned = int(_bits(np.array(np.inf, array.dtype))[()]), (1 << 8 * array.dtype.itemsize - 1) - 1
+    """Whether no number is NaN or infinite, which have all exponent bits set. In small pieces."""
+    inf = int(_bits(np.array(np.inf, array.dtype))[()])
+    unsigned = (1 << 8 * array.dtype.itemsize - 1) - 1
     flat, piece = _bits(array).reshape(-1), 1 << 18
-    return all(int((flat[i : i + piece] & unsigned).max()) < inf for i in range(0, flat.size, piece))
+    pieces = (flat[i : i + piece] & unsigned for i in range(0, flat.size, piece))
+    return all(int(numbers.max()) < inf for numbers in pieces)
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory that begins at a multiple of 64 bytes, which JAX's CPU backend takes over without a copy."""
-    raw = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
+    """Uninitialised, and aligned to 64 bytes: JAX's CPU backend takes such memory without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _reader(checkpoint, tensors: list[str], shape: tuple[int, ...], dtype: np.dtype):
-    """The callback that gives JAX one device's part of a parameter, cast and checked; replicas share what was read."""
-    done: dict[tuple, np.ndarray] = {}
-    stacked = len(shape) > len(checkpoint.shapes()[tensors[0]])
+def _reader(checkpoint, stack: list[str], shape: tuple[int, ...], dtype: np.dtype):
+    """The callback that gives JAX one device's part of a parameter, cast and checked.
+
+    `stack` names the tensors of its layers, or the one that it is. Replicas share what was read.
+    """
+    parts: dict[tuple, np.ndarray] = {}
+    stacked = len(shape) > len(checkpoint.shapes()[stack[0]])
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple(s.indices(size)[:2] for s, size in zip(index, shape))
-        if key not in done:
-            out = _empty(tuple(stop - start for start, stop in key), dtype)
-            chosen = range(*key[0]) if stacked else [0]
-            for row, layer in zip(out if stacked else out[None], chosen):
-                found = checkpoint.read(tensors[layer])[index[1:] if stacked else index]
-                with np.errstate(over="ignore"):  # too large a number becomes infinity, and is found below
-                    np.copyto(row, found, casting="unsafe")
-                if not _all_finite(row):
-                    what = (
-                        "does not fit into " + str(dtype)
-                        if _all_finite(np.ascontiguousarray(found))
-                        else "is not finite"
-                    )
-                    raise CourseError(f"{checkpoint.directory}: {tensors[layer]}: holds a number that {what}")
-            done[key] = out
-        return done[key]
+        if key in parts:
+            return parts[key]
+        out = _empty(tuple(stop - start for start, stop in key), dtype)
+        layers = range(*key[0]) if stacked else [0]
+        for row, layer in zip(out if stacked else out[None], layers):
+            values = checkpoint.tensor(stack[layer])[index[1:] if stacked else index]
+            with np.errstate(over="ignore"):  # too large a number becomes infinity
+                np.copyto(row, values, casting="unsafe")
+            if not _all_finite(row):
+                too_large = _all_finite(np.ascontiguousarray(values))
+                what = f"does not fit into {dtype}" if too_large else "is not finite"
+                raise CourseError(f"{checkpoint.path}: {stack[layer]}: holds a number that {what}")
+        parts[key] = out
+        return out
 
     return part
 
@@ -239,27 +218,35 @@ def load(
 ) -> Transformer:
     """The model in a Hugging Face folder or repository, or in a GGUF file, with its weights.
 
-    `dtype` casts on the way (default: each as it is stored; GGUF: float32). With a `mesh` each device gets, and each host
-    reads, its own slices only. Raises `CourseError` that names the tensor for a checkpoint that is not exactly this model.
+    `dtype` casts on the way (default: each tensor as it is stored; GGUF: float32). With a `mesh`
+    each device gets, and each host reads, its own slices only. Raises `CourseError` that names the
+    tensor for a checkpoint that is not exactly this model.
     """
     path = hub.model(source)
-    checkpoint = Gguf(path) if path.suffix == ".gguf" else Safetensors(path)
-    table = names(checkpoint.config)
-    _compare(checkpoint, table)
+    if path.suffix == ".gguf":
+        checkpoint = gguf.read(path)
+        config = hf_config.read(checkpoint.config)
+    else:
+        config = hf_config.read(path)
+        checkpoint = Safetensors(path)
+    _compare(checkpoint, config)
     if dtype is not None and np.dtype(dtype) not in DTYPES.values():
         raise CourseError(f"dtype: expected float32, float16 or bfloat16, found {np.dtype(dtype)}")
-    tensors: dict[str, list[str]] = {}
-    for name, (parameter, _) in table.items():  # layers come in order
-        tensors.setdefault(parameter, []).append(name)
+    stacks: dict[str, list[str]] = {}
+    for name, (parameter, _) in names(config).items():  # layers come in order
+        stacks.setdefault(parameter, []).append(name)
     arrays = {}
-    for parameter, shape in _abstract(checkpoint.config).items():
-        place = SingleDeviceSharding(jax.devices()[0])
+    for parameter, shape in _shapes(config).items():
+        where = SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
-            place = (rules or sharding.Rules()).sharding(mesh, parameter, shape, checkpoint.config.num_key_value_heads)
-        stored = functools.reduce(np.promote_types, (checkpoint.dtype(name) for name in tensors[parameter]))
-        read = _reader(checkpoint, tensors[parameter], shape, np.dtype(stored if dtype is None else dtype))
-        arrays[parameter] = jax.make_array_from_callback(shape, place, read)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(checkpoint.config, rngs=nnx.Rngs(0))))
+            rules = rules or sharding.Rules()
+            where = rules.sharding(mesh, parameter, shape, config.num_key_value_heads)
+        stored = functools.reduce(np.promote_types, map(checkpoint.dtype, stacks[parameter]))
+        cast = np.dtype(stored if dtype is None else dtype)
+        read = _reader(checkpoint, stacks[parameter], shape, cast)
+        arrays[parameter] = jax.make_array_from_callback(shape, where, read)
+    model = _abstract(config, arrays["model.embed_tokens.weight"].dtype)
+    graph, state = nnx.split(model)
     pure = jax.tree_util.tree_map_with_path(
         lambda keys, _: arrays[".".join(str(key.key) for key in keys)], nnx.to_pure_dict(state)
     )
@@ -267,104 +254,101 @@ def load(
     return nnx.merge(graph, state)
 
 
+# ----------------------------------------------------------------------------------------- writing
+
+
 def tensors(model: Transformer) -> dict[str, np.ndarray]:
-    """Every tensor of a model under its name on the hub, as views of the model's own arrays where they lie on the CPU.
+    """Every tensor of a model under its name on the hub, on a CPU as views of the model's own arrays.
 
     Raises `CourseError` for an adapter that is not merged: it has no place in a base model's files.
     """
-    from utils import lora
-
     for path, _, _, module in lora.modules(model):
         if isinstance(module, lora.Adapter) and not module.merged:
-            raise CourseError(
-                f"{path}: has an adapter: call lora.merge(model) first, or save it with lora.save_adapter"
-            )
+            what = "has an adapter: call lora.merge(model) first, or save it with hf.peft.save"
+            raise CourseError(f"{path}: {what}")
     flat = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if path[-1] not in ("lora_A", "lora_B"):
             flat[".".join(str(part) for part in path if part != "base")] = np.asarray(leaf[...])
-    return {
-        name: flat[path] if layer is None else flat[path][layer] for name, (path, layer) in names(model.config).items()
-    }
+    table = names(model.config).items()
+    return {name: flat[path][... if layer is None else layer] for name, (path, layer) in table}
 
 
-def save(model: Transformer, directory: str | Path, *, tokenizer=None, shard_bytes: float = 5e9) -> Path:
-    """Write a Hugging Face folder that `transformers` and `load` read back bit for bit: all of it, or nothing.
+def save(
+    model: Transformer, directory: str | Path, *, tokenizer=None, shard_bytes: float = 5e9
+) -> Path:
+    """Write a Hugging Face folder that transformers and `load` read back bit for bit, or nothing.
 
-    Weights go into one file, or into several of at most `shard_bytes` with an index; `tokenizer` (from `hub.tokenizer`)
-    goes beside them. Raises `CourseError` when the folder holds something already, or cannot be written.
+    Weights go into one file, or into several of at most `shard_bytes` with an index; `tokenizer`
+    (from `hub.tokenizer`) goes beside them. Raises `CourseError` when the folder holds something
+    already, or cannot be written.
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CourseError(f"{directory}: expected a new or an empty folder, found something in it: name another")
+        what = "expected a new or an empty folder, found something in it: name another"
+        raise CourseError(f"{directory}: {what}")
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, array in tensors(model).items():
         if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > shard_bytes:
             shards.append({})
         shards[-1][name] = array
-    files = ["model.safetensors"]
-    if len(shards) > 1:
-        files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    config = model.config.to_hf() | {"torch_dtype": str(model.dtype)}
-    index = {
-        "metadata": {"total_size": sum(a.nbytes for shard in shards for a in shard.values())},
-        "weight_map": {name: file for file, shard in zip(files, shards) for name in shard},
-    }
+    n = len(shards)
+    files = [f"model-{i:05}-of-{n:05}.safetensors" for i in range(1, n + 1)]
+    files = files if n > 1 else ["model.safetensors"]
     with checkpoints.atomic_dir(directory) as temporary:
         for file, shard in zip(files, shards):
             save_file(shard, temporary / file, metadata={"format": "pt"})
-            (temporary / file).chmod(0o644)  # safetensors makes files that only their owner may read
-        if len(shards) > 1:
-            (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        (temporary / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+            # safetensors makes files that only their owner may read.
+            (temporary / file).chmod(0o644)
+        if n > 1:
+            size = sum(a.nbytes for shard in shards for a in shard.values())
+            weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            _write_json(temporary / hub.INDEX, index)
+        _write_config(temporary, model.config, model.param_dtype)
         if tokenizer is not None:
             tokenizer.save(temporary)
     return directory
 
 
-def save_random(config: Config, directory: str | Path, *, dtype="bfloat16", seed: int = 0) -> Path:
-    """Write a checkpoint of `config`'s full size with random numbers: to try loading, memory and speed without the real one.
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
-    Written tensor by tensor; norms are 1, everything else repeats one block of numbers drawn from N(0, 0.02). Raises
-    `CourseError` when the folder exists or the disk is too small.
+
+def _write_config(directory: Path, config: Config, dtype) -> None:
+    _write_json(directory / "config.json", hf_config.to_dict(config) | {"torch_dtype": str(dtype)})
+
+
+def save_random(config: Config, directory: str | Path, *, dtype="bfloat16", seed: int = 0) -> Path:
+    """Write a checkpoint of `config`'s size with random numbers, to try loading, memory and speed.
+
+    Written tensor by tensor; norms are 1, everything else repeats one block of numbers drawn from
+    N(0, 0.02). Raises `CourseError` when the folder exists or the disk is too small.
     """
     directory, dtype = Path(directory), np.dtype(dtype)
     if directory.exists():
         raise CourseError(f"{directory}: exists already: name another folder")
-    shapes = _abstract(config)
-    shapes = {
-        name: shapes[path] if layer is None else shapes[path][1:] for name, (path, layer) in names(config).items()
-    }
-    code = next(code for code, found in DTYPES.items() if found == dtype)
+    code = next(code for code, known in DTYPES.items() if known == dtype)
     header, end = {"__metadata__": {"format": "pt"}}, 0  # as `save` writes it
-    for name, shape in shapes.items():
+    for name, shape in tensor_shapes(config).items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    block = (0.02 * np.random.default_rng(seed).standard_normal((1 << 22) + 7, np.float32)).astype(dtype)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    normal = np.random.default_rng(seed).standard_normal((1 << 22) + 7, np.float32)
+    block = (0.02 * normal).astype(dtype)
+    with checkpoints.atomic_dir(directory) as temporary:
         if shutil.disk_usage(temporary).free < end:
-            raise CourseError(f"{directory}: needs {end / 1e9:.1f} GB of disk: make room, or name another folder")
+            what = f"needs {end / 1e9:.1f} GB of disk: make room, or name another folder"
+            raise CourseError(f"{directory}: {what}")
         with open(temporary / "model.safetensors", "wb") as file:
-            text = json.dumps(header).encode()
-            text += b" " * (-len(text) % 8)
             file.write(struct.pack("<Q", len(text)) + text)
-            for name, shape in shapes.items():
-                left = math.prod(shape)
+            for name, shape in tensor_shapes(config).items():
+                count = math.prod(shape)
                 if name.endswith("norm.weight"):
-                    file.write(np.ones(left, dtype).tobytes())
+                    file.write(np.ones(count, dtype).tobytes())
                     continue
-                while left > 0:
-                    piece = block[:left]
-                    file.write(piece.tobytes())
-                    left -= piece.size
-        (temporary / "config.json").write_text(
-            json.dumps(config.to_hf() | {"torch_dtype": str(dtype)}, indent=1) + "\n"
-        )
-        os.replace(temporary, directory)
-    except OSError as error:
-        raise CourseError(f"{directory}: could not be written ({error}): make room, or name another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                for start in range(0, count, block.size):
+                    file.write(block[: count - start].tobytes())
+        _write_config(temporary, config, dtype)
     return directory

@@ -1,0 +1,1 @@
+"""Text and problems: where they come from, how they become tokens, and how tokens become batches."""
