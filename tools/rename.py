@@ -90,6 +90,8 @@ NAMES = {
     ("finetune", "ALL_LINEAR"): ("utils.lora", "ALL_LINEAR"),
     ("finetune", "FREE"): ("utils.commands.options", "FREE"),
     ("profile", "keep_memory"): ("utils.kernels.cpu", "keep_memory"),
+    ("train", "placed"): ("utils.train", "device_put_batch"),
+    ("train", "write_metrics"): ("utils.commands.finetune", "write_metrics"),
 }  # fmt: skip
 
 # Attributes and keywords with one meaning wherever they stand.
@@ -132,6 +134,12 @@ SOMEWHERE = {
     "collect": ("output_hidden_states", r"()", r"(\w+\.)*model"),
 }  # fmt: skip
 # Keys of a batch, as constants: everywhere, or in the files where the word means this.
+# Flags of the command line, in the pages' shell blocks too.
+FLAGS = {
+    "window": "max-seq-length", "batch": "batch-size", "accumulate": "gradient-accumulation-steps",
+    "remat": "gradient-checkpointing", "no-remat": "no-gradient-checkpointing", "warmup": "warmup-steps",
+    "clip": "max-grad-norm", "chunk": "loss-chunk-size", "targets": "target-modules", "seq": "seq-len",
+}  # fmt: skip
 KEYS = {"segments": ("segment_ids", r".*"), "weights": ("loss_mask", r"chapters/1[12]_|utils/(train|data/sft)\.py"
         r"|utils/commands/finetune\.py|tests/.*test_(sft|train|sharding|finetune)\.py|benchmarks/finetune\.py")}  # fmt: skip
 FILES_WITH_CONFIG_KEYS = re.compile(r"tests/.*(test_transformer|test_minigpt|test_lora|tiny|test_train)\.py|assignment_[34]")
@@ -227,8 +235,10 @@ class Rewriter:
             new = EVERYWHERE.get(name)
             if name in SOMEWHERE and re.fullmatch(SOMEWHERE[name][2], function):
                 new = SOMEWHERE[name][0]
-            if name == "targets" and "inputs" in names or name == "chunk" and "chunked_cross" in function:
+            if name == "targets" and "inputs" in names:
                 new = None
+            if name in ("chunk", "weights") and "chunked_cross" in function:
+                new = {"chunk": "chunk_size", "weights": "loss_mask"}[name]
             if name == "context" and function == "dict" and names & {"batch", "steps", "stories", "batch_size"}:
                 new = None  # a chapter's table of sizes: the length of its rows
             if new is not None:
@@ -378,7 +388,8 @@ def rewrite_markdown(text: str, path: str) -> str:
     for match in BLOCK.finditer(text):
         parts += [backticks(text[last : match.start()], own), block(match)]
         last = match.end()
-    return "".join([*parts, backticks(text[last:], own)])
+    text = "".join([*parts, backticks(text[last:], own)])
+    return re.sub(rf"(?<![\w-])--({'|'.join(FLAGS)})(?![\w-])", lambda match: f"--{FLAGS[match[1]]}", text)
 
 
 def variables(pieces: list[str]) -> set[str]:

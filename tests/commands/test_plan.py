@@ -187,6 +187,6 @@ def test_every_definition_that_is_fingerprinted_exists():
 def test_no_recorded_plan_is_old():
     """Recorded by `benchmarks/plans.py`, again after a change of the step."""
     old = [row["setting"] for row in plans.ROWS if not plans.is_current(row)]
-    assert not old, (
-        f"{len(old)} of {len(plans.ROWS)} recorded plans are old: record them again: {old}"
-    )
+    names = ("model", "topology", "tp", "batch_size", "seq_len")
+    named = "; ".join(" ".join(str(setting[name]) for name in names) for setting in old)
+    assert not old, f"{len(old)} of {len(plans.ROWS)} are old, run benchmarks/plans.py: {named}"

@@ -31,7 +31,7 @@ from utils.commands.options import FREE, Finetune
 from utils.data import problems, sft
 from utils.evaluation import exact_match
 from utils.hf import config as hf_config
-from utils.hf import hub, peft, weights
+from utils.hf import gguf, hub, peft, weights
 from utils.kernels import cpu
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _run(options: Finetune) -> Result:
     first_process, folder = jax.process_index() == 0, epath.Path(options.output)
     _check_folder(folder, options)
     path = hub.model(options.model)
-    config = hf_config.read(path)
+    config = hf_config.read(gguf.read(path).config if path.suffix == ".gguf" else path)
     if options.max_seq_length > config.max_position_embeddings:
         raise CourseError(
             f"max_seq_length: expected at most {config.max_position_embeddings}, the model's "

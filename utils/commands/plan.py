@@ -55,9 +55,7 @@ class Chip:
 
 _DOCS = "https://docs.cloud.google.com/tpu/docs/"
 CHIPS = {
-    "v2": Chip(
-        8 * GiB, 46e12 / 2, 700e9 / 2, "https://doi.org/10.1145/3360307"
-    ),  # Jouppi et al. 2020
+    "v2": Chip(8 * GiB, 46e12 / 2, 700e9 / 2, "https://doi.org/10.1145/3360307"),
     "v3": Chip(16 * GiB, 123e12 / 2, 900e9 / 2, _DOCS + "v3"),
     "v5e": Chip(16 * GiB, 197e12, 819e9, _DOCS + "v5e"),
     "v5p": Chip(95 * GiB, 459e12, 2765e9, _DOCS + "v5p"),
@@ -334,8 +332,8 @@ def _captured_stderr():
 
 # Files of the code that decides the compiled step, and of some only these definitions.
 SOURCES = dict.fromkeys(
-    ("attention.py", "kernels/__init__.py", "kernels/precision.py", "lora.py", "losses.py", "rope.py",
-     "sharding.py", "stacked.py", "transformer.py"), (),
+    ("attention.py", "kernels/__init__.py", "kernels/precision.py", "kernels/tpu.py", "lora.py",
+     "losses.py", "rope.py", "sharding.py", "stacked.py", "transformer.py"), (),
 )  # fmt: skip
 SOURCES |= {
     "train.py": ("make_step", "_accumulated", "optimizer"),
