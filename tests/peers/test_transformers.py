@@ -84,11 +84,11 @@ def test_small_gguf_files_give_the_logits_of_transformers(arch, kind, tmp_path, 
 def test_transformers_reads_the_same_weights_from_a_gguf_file(arch, tied, tmp_path, peer):
     test_gguf.write(tmp_path / "m.gguf", arch, "Q8_0", tied)
     ours = gguf.read(tmp_path / "m.gguf")
-    stored = peer.checkpoint(folder=tmp_path, gguf_file="m.gguf", dtype="float32")
-    for name in ours.names():
-        expected = stored["bytes"][name].view(np.float32)
+    stored = peer.checkpoint(folder=tmp_path, gguf_file="m.gguf", dtype="float32")["bytes"]
+    for name in ours.shapes():
+        expected = stored[name].view(np.float32)
         np.testing.assert_array_equal(ours.tensor(name), expected, err_msg=name)
-    assert set(stored["bytes"]) - set(ours.names()) <= ({"lm_head.weight"} if tied else set())
+    assert set(stored) - set(ours.shapes()) <= ({"lm_head.weight"} if tied else set())
 
 
 def test_checkpoints_are_named_in_the_readme():
