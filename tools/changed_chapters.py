@@ -2,9 +2,10 @@
 
     python tools/changed_chapters.py BASE [--shards 3]        prints a JSON list of shards, such as ["05 09", "06"]
 
-A chapter is chosen when a file of its own changed (the page, its checks, its wrong answers) or a module of the package
-that one of them imports, directly or through another. What all chapters stand on chooses all of them. `BASE` is what
-`git diff BASE...HEAD` compares with. The shards take about equally long, going by the times that the notebooks recorded.
+A chapter is chosen when a file of its own changed (the page, its checks, its wrong answers) or a
+module of the package that one of them imports, directly or through another. What all chapters stand
+on chooses all of them. `BASE` is what `git diff BASE...HEAD` compares with. The shards take about
+equally long, going by the times that the notebooks recorded.
 """
 
 import argparse
@@ -51,10 +52,14 @@ def dependencies(root: Path) -> dict[str, set[str]]:
     for page in sorted((root / "chapters").glob("[0-9][0-9]_*.md")):
         start = {f"utils.course.checks.chapter_{page.name[:2]}"}
         for cell in CODE.findall(page.read_text("utf-8")):
-            code = re.sub(r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", cell, flags=re.S | re.M)  # the cell's options
+            code = re.sub(
+                r"\A(---\n.*?^---\n|(:[^\n]*\n)+)", "", cell, flags=re.S | re.M
+            )  # the cell's options
             try:
                 start |= imports.imported(code, set(files))
-            except SyntaxError:  # IPython's own lines: whatever they import, another cell imports too
+            except (
+                SyntaxError
+            ):  # IPython's own lines: whatever they import, another cell imports too
                 start |= {name for name in files if re.search(rf"\b{re.escape(name)}\b", code)}
         reached = imports.reached(start, edges)
         found[page.name[:2]] = {files[name].relative_to(root).as_posix() for name in reached}
@@ -69,20 +74,26 @@ def chosen(changed: list[str], root: Path = imports.ROOT) -> list[str]:
     return [
         number
         for number, files in needs.items()
-        if any(path in files or any(fnmatch(path, own) for own in own_files(number)) for path in changed)
+        if any(
+            path in files or any(fnmatch(path, own) for own in own_files(number))
+            for path in changed
+        )
     ]
 
 
 def seconds(number: str, root: Path) -> float:
     """What the chapter took when its notebook was recorded."""
     for path in (root / "chapters").glob(f"{number}_*.ipynb"):
-        record = json.loads(path.read_text("utf-8"))["metadata"].get("course", {}).get("provenance", {})
+        record = (
+            json.loads(path.read_text("utf-8"))["metadata"].get("course", {}).get("provenance", {})
+        )
         return record.get("seconds", USUAL_SECONDS)
     return USUAL_SECONDS
 
 
 def shards(numbers: list[str], count: int, root: Path = imports.ROOT) -> list[str]:
-    """The chapters in at most `count` groups, the longest first, each into the group that has least to do."""
+    """The chapters in at most `count` groups, the longest first, each into the group that has least
+    to do."""
     groups: list[tuple[float, list[str]]] = [(0.0, []) for _ in range(min(count, len(numbers)))]
     for number in sorted(numbers, key=lambda n: -seconds(n, root)):
         total, group = min(groups, key=lambda pair: pair[0])
@@ -92,7 +103,8 @@ def shards(numbers: list[str], count: int, root: Path = imports.ROOT) -> list[st
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Where git cannot compare with the base, as on a branch's first push, every chapter is chosen."""
+    """The command line. Where git cannot compare with the base, as on a branch's first push, every
+    chapter is chosen."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", help="a commit or branch; what changed since then is looked at")
     parser.add_argument("--shards", type=int, default=3)
@@ -100,7 +112,10 @@ def main(argv: list[str] | None = None) -> int:
     command = ["git", "diff", "--name-only", f"{args.base}...HEAD"]
     done = subprocess.run(command, cwd=imports.ROOT, capture_output=True, text=True)
     if done.returncode:
-        print(f"changed_chapters: all of them: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        print(
+            f"changed_chapters: all of them: {done.stderr.strip().splitlines()[-1]}",
+            file=sys.stderr,
+        )
     changed = list(EVERYWHERE) if done.returncode else done.stdout.splitlines()
     print(json.dumps(shards(chosen(changed), args.shards)))
     return 0

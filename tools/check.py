@@ -1,9 +1,10 @@
 """Everything quick, in under a minute: is what is written here in order? `make check` runs this.
 
-Style of the code, pairs in step, the bootstrap cell and the repository's address as stamped, Markdown that Colab and
-GitHub show too, recorded outputs that belong to the code, alt text, exercises with hint and solution, links that lead
-somewhere, no paths of anybody's machine. Each problem is one line: where, what, what to do. Pages recorded with an
-older `utils` are named in a note, which is no failure: `make execute` brings them up to date.
+Style of the code, pairs in step, the bootstrap cell and the repository's address as stamped,
+Markdown that Colab and GitHub show too, recorded outputs that belong to the code, alt text,
+exercises with hint and solution, links that lead somewhere, no paths of anybody's machine. Each
+problem is one line: where, what, what to do. Pages recorded with an older `utils` are named in a
+note, which is no failure: `make execute` brings them up to date.
 """
 
 import argparse
@@ -62,7 +63,8 @@ def ruff(root: Path) -> Iterator[str]:
 
 
 def in_step(root: Path) -> Iterator[str]:
-    """Each .md and its .ipynb agree, carry this repository's bootstrap cell, and nothing waits for a stamp."""
+    """Each .md and its .ipynb agree, carry this repository's bootstrap cell, and nothing waits for
+    a stamp."""
     settings = pairs.settings(root)
     for name in sync.stamp_files(root, settings, write=False):
         yield f"{name}: its addresses or recorded minutes are not up to date: run `make sync`"
@@ -129,7 +131,8 @@ def figures(root: Path) -> Iterator[str]:
         for number, cell in enumerate(pairs.read_ipynb(path).cells if path.exists() else [], 1):
             if cell.cell_type == "code":
                 drawn = any(
-                    "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for o in cell.outputs
+                    "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {})
+                    for o in cell.outputs
                 )
                 alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
                 if drawn and not str(alt).strip():
@@ -137,7 +140,9 @@ def figures(root: Path) -> Iterator[str]:
                         f"chapters/{path.name} cell {number}: draws a figure without alt text: add "
                         ':mystnb: {image: {alt: "..."}}'
                     )
-            for match in re.finditer(r"!\[\s*\]\(([^)]*)\)", cell.source if cell.cell_type == "markdown" else ""):
+            for match in re.finditer(
+                r"!\[\s*\]\(([^)]*)\)", cell.source if cell.cell_type == "markdown" else ""
+            ):
                 yield f"chapters/{path.name} cell {number}: the picture {match[1]} has no alt text"
 
 
@@ -146,7 +151,9 @@ def exercises(root: Path) -> Iterator[str]:
     for stem in pairs.chapters(root):
         path = stem.with_suffix(".md")
         cells = pairs.read_md(path).cells if path.exists() else []
-        marked = [i for i, c in enumerate(cells) if c.cell_type == "code" and pairs.has_tag(c, "exercise")]
+        marked = [
+            i for i, c in enumerate(cells) if c.cell_type == "code" and pairs.has_tag(c, "exercise")
+        ]
         for i, end in zip(marked, [*marked[1:], len(cells)]):
             last = cells[i].source.strip().splitlines()[-1:]
             number = re.match(r'check\("(\d+\.\d+)"', last[0]) if last else None
@@ -159,12 +166,14 @@ def exercises(root: Path) -> Iterator[str]:
                     yield f"{where}: has no {part.lower()}: add <details><summary>{part}</summary>"
 
 
-# ---------------------------------------------------------------------------------------------------------------- links
+# -------------------------------------------------------------------------------------------- links
 
 
 def prose(text: str) -> str:
     """Markdown without fenced code, code spans and comments, lines kept."""
-    text = re.sub(r"(?ms)^( {0,3})(`{3,}|~{3,}).*?^\1\2[`~]*\s*$", lambda m: "\n" * m[0].count("\n"), text)
+    text = re.sub(
+        r"(?ms)^( {0,3})(`{3,}|~{3,}).*?^\1\2[`~]*\s*$", lambda m: "\n" * m[0].count("\n"), text
+    )
     text = re.sub(r"(?s)<!--.*?-->", lambda m: "\n" * m[0].count("\n"), text)
     return re.sub(r"(`+)(?!`).+?(?<!`)\1(?!`)", "", text)
 
@@ -181,7 +190,9 @@ def anchors(path: Path) -> frozenset[str]:
     """Every anchor of a page: headings, (labels)= and ids."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".ipynb":
-        text = "\n\n".join(c.source for c in pairs.read_ipynb(path).cells if c.cell_type == "markdown")
+        text = "\n\n".join(
+            c.source for c in pairs.read_ipynb(path).cells if c.cell_type == "markdown"
+        )
     found: set[str] = set()
     without_code = re.sub(r"(?ms)^( {0,3})(`{3,}|~{3,}).*?^\1\2[`~]*\s*$", "", text)
     for heading in re.findall(r"(?m)^#{1,6}\s+(.+?)\s*#*$", without_code):
@@ -219,14 +230,25 @@ def links(root: Path) -> Iterator[str]:
             where, _, anchor = target.partition("#")
             path = page if not where else (page.parent / where).resolve()
             if where.endswith(".html"):  # a page of the built site
-                path = next((p for s in (".md", ".ipynb") if (p := path.with_suffix(s)).exists()), path)
+                path = next(
+                    (p for s in (".md", ".ipynb") if (p := path.with_suffix(s)).exists()), path
+                )
             if not path.exists():
                 yield f"{name}:{line}: link to {target}: no such file"
             elif not where and page.suffix == ".md" and anchor and anchor not in anchors(page):
                 yield f"{name}:{line}: link to {target}: no such heading on this page"
-            elif where and anchor and path.suffix in (".md", ".ipynb") and anchor not in anchors(path):
+            elif (
+                where
+                and anchor
+                and path.suffix in (".md", ".ipynb")
+                and anchor not in anchors(path)
+            ):
                 yield f"{name}:{line}: link to {target}: no such heading there"
-            elif page.parent.name == "chapters" and where.endswith(".md") and path.parent.name == "chapters":
+            elif (
+                page.parent.name == "chapters"
+                and where.endswith(".md")
+                and path.parent.name == "chapters"
+            ):
                 yield f"{name}:{line}: link to {target}: link to the .ipynb, the page that the site and Colab show"
 
 
@@ -241,9 +263,15 @@ def machine_paths(root: Path) -> Iterator[str]:
     for name in sorted(filter(None, names)):
         path = root / name
         # Tests and the tools that look for such paths must be able to name them.
-        if path.suffix not in TEXT_FILES or name.startswith(("tests/", "tools/")) or not path.is_file():
+        if (
+            path.suffix not in TEXT_FILES
+            or name.startswith(("tests/", "tools/"))
+            or not path.is_file()
+        ):
             continue
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(
+            path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+        ):
             if len(line) < 20_000 and (match := MACHINE_PATH.search(line)):
                 yield f"{name}:{number}: a path of one machine: {match.group()[:80]}"
 

@@ -1,12 +1,13 @@
-"""Run chapters for real and record what they print, with where and how they ran. `make execute` runs this.
+"""Run chapters for real and record what they print, where and how they ran (`make execute`).
 
-Each chapter runs in a kernel of its own, in an empty temporary folder, with the repository on the path: what a cell
-writes lands there and is thrown away. If every cell succeeds and every output can be shown to a reader, the notebook is
-replaced at once; else it stays as it was, and the reason is printed in one line.
+Each chapter runs in a kernel of its own, in an empty temporary folder, with the repository on the
+path: what a cell writes lands there and is thrown away. If every cell succeeds and every output can
+be shown to a reader, the notebook is replaced at once; else it stays as it was, and the reason is
+printed in one line.
 
-Outputs are cleaned: no colour codes, progress bars in their final state alone. Refused, because a reader could not get
-the same or should not see it: warnings (repair them, or tag the cell `allow-stderr`), paths of this machine, addresses
-of objects in memory.
+Outputs are cleaned: no colour codes, progress bars in their final state alone. Refused, because a
+reader could not get the same or should not see it: warnings (repair them, or tag the cell
+`allow-stderr`), paths of this machine, addresses of objects in memory.
 
     python tools/execute.py [--timing-only] [CHAPTER ...]        COURSE_PROFILE chooses the size, `cpu` when unset
 """
@@ -31,8 +32,12 @@ from tools import pairs, provenance, sync
 from tools.pairs import PairError
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07")
-PROGRESS = re.compile(r"\d+%\|.*\||\d+(\.\d+)?\s?(it|s|batch|step|B|kB|MB)/(s|it|batch|step)\b|\[\d+:\d\d")
-SYSTEM_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|private|mnt|opt|srv|work|workspace)/[\w.@-]+")
+PROGRESS = re.compile(
+    r"\d+%\|.*\||\d+(\.\d+)?\s?(it|s|batch|step|B|kB|MB)/(s|it|batch|step)\b|\[\d+:\d\d"
+)
+SYSTEM_PATH = re.compile(
+    r"(?<![\w.:/~-])/(?:home|root|Users|tmp|var|private|mnt|opt|srv|work|workspace)/[\w.@-]+"
+)
 ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}")
 
 
@@ -40,11 +45,12 @@ class Refused(Exception):
     """A chapter failed or printed what a page must not show; the message says where."""
 
 
-# ------------------------------------------------------------------------------------------------------------- cleaning
+# ----------------------------------------------------------------------------------------- cleaning
 
 
 def final_state(text: str) -> str:
-    """What a terminal shows in the end: each `\\r` begins its line again, progress bars keep their last state."""
+    """What a terminal shows in the end: each `\\r` begins its line again, progress bars keep their
+    last state."""
     text = ANSI.sub("", text).replace("\r\n", "\n")
     lines = []
     for line in text.split("\n"):
@@ -58,7 +64,11 @@ def clean_output(output, tags: list[str]) -> list[str]:
     if output.output_type == "stream":
         output.text = final_state(output.text)
         if output.name == "stderr" and "allow-stderr" not in tags:
-            other = [line for line in output.text.splitlines() if line.strip() and not PROGRESS.search(line)]
+            other = [
+                line
+                for line in output.text.splitlines()
+                if line.strip() and not PROGRESS.search(line)
+            ]
             if other:
                 return [f"a warning: {other[0].strip()[:160]}"]
     elif output.output_type == "error":
@@ -74,7 +84,11 @@ def texts_of(output) -> list[str]:
         return [output.text]
     if output.output_type == "error":
         return [output.ename, output.evalue]
-    return [value for kind, value in output.get("data", {}).items() if isinstance(value, str) and kind != "image/png"]
+    return [
+        value
+        for kind, value in output.get("data", {}).items()
+        if isinstance(value, str) and kind != "image/png"
+    ]
 
 
 def problems(nb, forbidden: list[str]) -> list[str]:
@@ -117,11 +131,12 @@ def first_line(cell) -> str:
     return next((line.strip() for line in cell.source.splitlines() if line.strip()), "")[:60]
 
 
-# ------------------------------------------------------------------------------------------------------------ execution
+# ---------------------------------------------------------------------------------------- execution
 
 
 def run(nb, root: Path, profile: str, timeout: int, say=print) -> dict:
-    """Execute the notebook in place. Returns its provenance, without the code's hash. Raises Refused on a failure."""
+    """Execute the notebook in place. Returns its provenance, without the code's hash. Raises
+    Refused on a failure."""
     with tempfile.TemporaryDirectory(prefix="chapter-") as folder:
         env = dict(os.environ)
         env |= {
@@ -152,7 +167,12 @@ def run(nb, root: Path, profile: str, timeout: int, say=print) -> dict:
                         client.execute_cell(cell, index)
                     except CellExecutionError as error:
                         why = f"{error.ename}: {ANSI.sub('', error.evalue or '').strip().splitlines()[:1]}"
-                        why = why.replace("['", "").replace("']", "").replace('["', "").replace('"]', "")
+                        why = (
+                            why.replace("['", "")
+                            .replace("']", "")
+                            .replace('["', "")
+                            .replace('"]', "")
+                        )
                         raise Refused(f"{where}: {why}") from None
                     except (CellTimeoutError, TimeoutError):
                         raise Refused(f"{where}: not done after {timeout} s (--timeout)") from None
@@ -183,7 +203,8 @@ def run(nb, root: Path, profile: str, timeout: int, say=print) -> dict:
 
 
 def forbidden_paths(root: Path, folder: str) -> list[str]:
-    """Paths of this machine that an output must not hold; the root of the file system is no clue to anything."""
+    """Paths of this machine that an output must not hold; the root of the file system is no clue to
+    anything."""
     names = [str(root), folder, sys.prefix, os.environ.get("COURSE_MIRROR", ""), str(Path.home())]
     names += [str(Path(name).resolve()) for name in names if name]
     return sorted({name for name in names if len(name) > 4}, key=len, reverse=True)
@@ -226,7 +247,9 @@ def execute(stem: Path, root: Path, profile: str, timeout: int, timing_only: boo
 def main(argv: list[str] | None = None) -> int:
     """The command line. Status 0: all recorded; 1: a chapter failed; 2: bad arguments or files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("chapter", nargs="*", help="a number (05) or a file; all of them when none is given")
+    parser.add_argument(
+        "chapter", nargs="*", help="a number (05) or a file; all of them when none is given"
+    )
     parser.add_argument("--timeout", type=int, default=900, help="seconds for one cell (900)")
     parser.add_argument(
         "--timing-only",

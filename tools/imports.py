@@ -1,7 +1,8 @@
 """Which modules of the package import which, read from their syntax trees. Nothing is run.
 
-Every import counts, also one inside a function or under `if TYPE_CHECKING`: what a file names, it depends on.
-Standard library only: `tests/tools/test_house.py` and `tools/changed_chapters.py` stand on it.
+Every import counts, also one inside a function or under `if TYPE_CHECKING`: what a file names, it
+depends on. Standard library only: `tests/tools/test_house.py` and `tools/changed_chapters.py` stand
+on it.
 """
 
 import ast
@@ -12,7 +13,8 @@ PACKAGE = "utils"
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
-    """Dotted name -> file of every module of the package; a package's name stands for its `__init__.py`."""
+    """Dotted name -> file of every module of the package; a package's name stands for its
+    `__init__.py`."""
     found = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -21,7 +23,8 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imported(source: str, known: set[str], module: str = "", is_package: bool = False) -> set[str]:
-    """The modules among `known` that this Python imports. `module` is its own name, for relative imports."""
+    """The modules among `known` that this Python imports. `module` is its own name, for relative
+    imports."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -35,9 +38,8 @@ def imported(source: str, known: set[str], module: str = "", is_package: bool = 
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
                 names.add(whole if whole in known else base)
-        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func) and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                names.add(node.args[0].value)
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            names.update(word.value for word in node.args if isinstance(word, ast.Constant))
     return {name for name in names if name in known and name != module}
 
 
@@ -51,7 +53,8 @@ def graph(root: Path = ROOT) -> dict[str, set[str]]:
 
 
 def reached(start: set[str], edges: dict[str, set[str]]) -> set[str]:
-    """Everything that is imported when `start` is: the modules themselves, what they import, and the packages around."""
+    """Everything that is imported when `start` is: the modules themselves, what they import, and
+    the packages around."""
     seen: set[str] = set()
     waiting = list(start)
     while waiting:

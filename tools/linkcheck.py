@@ -1,8 +1,8 @@
-"""Ask every link to another site whether it still answers. `make linkcheck` runs this, once a week on GitHub.
+"""Ask every link to another site whether it still answers (`make linkcheck`, weekly on GitHub).
 
-Needs the network, so it is no part of `make check` or `make test`. A link counts as dead when its server answers 404 or
-410, or when no server answers in three tries; a server that refuses robots (403, 429 and the like) is not held against
-the link.
+Needs the network, so it is no part of `make check` or `make test`. A link counts as dead when its
+server answers 404 or 410, or when no server answers in three tries; a server that refuses robots
+(403, 429 and the like) is not held against the link.
 """
 
 import re
@@ -35,9 +35,13 @@ def external_links(root: Path) -> dict[str, list[str]]:
             while url.endswith(")") and url.count(")") > url.count("("):
                 url = url[:-1]
             url = url.partition("#")[0]
-            ours = own.repository.removeprefix("https://github.com/") in url or url.startswith(own.website)
+            ours = own.repository.removeprefix("https://github.com/") in url or url.startswith(
+                own.website
+            )
             if not ours and not re.match(r"https?://(127\.0\.0\.1|localhost|example\.)", url):
-                found[url].append(f"{page.relative_to(root)}:{text.count(chr(10), 0, match.start()) + 1}")
+                found[url].append(
+                    f"{page.relative_to(root)}:{text.count(chr(10), 0, match.start()) + 1}"
+                )
     return dict(found)
 
 
@@ -48,7 +52,9 @@ def verdict(url: str, tries: int = 3, pause: float = 5.0, timeout: float = 20.0)
         if attempt:
             time.sleep(pause)
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=AGENT), timeout=timeout):
+            with urllib.request.urlopen(
+                urllib.request.Request(url, headers=AGENT), timeout=timeout
+            ):
                 return ""
         except urllib.error.HTTPError as error:
             if error.code in DEAD:

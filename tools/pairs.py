@@ -1,12 +1,13 @@
-"""A chapter is two files: the `.md` that people edit and the `.ipynb` beside it that people run and the site shows.
+"""A chapter is two files: the `.md` that people edit, the `.ipynb` that people run.
 
-This module says what the two have in common (their *content*: cell types, sources, tags and other metadata that an
-author writes), and turns one into the other without losing what belongs to one side alone: the notebook keeps its
-outputs, cell ids and the `course` metadata, the Markdown keeps its header and the author's way of writing cell options.
-`sync.py`, `execute.py` and `check.py` stand on it.
+The site shows the notebook. This module says what the two have in common (their *content*: cell
+types, sources, tags and other metadata that an author writes), and turns one into the other without
+losing what belongs to one side alone: the notebook keeps its outputs, cell ids and the `course`
+metadata, the Markdown keeps its header and the author's way of writing cell options. `sync.py`,
+`execute.py` and `check.py` stand on it.
 
-The content's hash leaves out the source of the bootstrap cell: that is stamped from a template, not edited, and a new
-release must not make every recorded output look stale.
+The content's hash leaves out the source of the bootstrap cell: that is stamped from a template, not
+edited, and a new release must not make every recorded output look stale.
 """
 
 import difflib
@@ -80,9 +81,12 @@ def settings(root: Path = ROOT) -> Settings:
 
 
 def chapters(root: Path = ROOT, which: list[str] | None = None) -> list[Path]:
-    """The chapters' paths without suffix, in order; `which` chooses by number or name ("05", "05_lora.md")."""
+    """The chapters' paths without suffix, in order; `which` chooses by number or name ("05",
+    "05_lora.md")."""
     folder = root / "chapters"
-    found = sorted({p.with_suffix("") for p in folder.glob("[0-9]*") if p.suffix in (".md", ".ipynb")})
+    found = sorted(
+        {p.with_suffix("") for p in folder.glob("[0-9]*") if p.suffix in (".md", ".ipynb")}
+    )
     if not which:
         return found
     chosen = []
@@ -96,7 +100,7 @@ def chapters(root: Path = ROOT, which: list[str] | None = None) -> list[Path]:
     return chosen
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def read_md(path: Path) -> NotebookNode:
@@ -105,7 +109,8 @@ def read_md(path: Path) -> NotebookNode:
 
 
 def parse_md(text: str, name: str = "text") -> NotebookNode:
-    """MyST Markdown as a notebook. Raises PairError with the file's name when a cell's options are not YAML."""
+    """MyST Markdown as a notebook. Raises PairError with the file's name when a cell's options are
+    not YAML."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -115,7 +120,8 @@ def parse_md(text: str, name: str = "text") -> NotebookNode:
 
 
 def read_ipynb(path: Path) -> NotebookNode:
-    """The notebook side. Raises PairError when it is no notebook (a merge conflict, a truncated file)."""
+    """The notebook side. Raises PairError when it is no notebook (a merge conflict, a truncated
+    file)."""
     try:
         nb = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         nb.cells  # noqa: B018
@@ -165,10 +171,12 @@ def content_hash(nb: NotebookNode) -> str:
 
 def code_hash(nb: NotebookNode) -> str:
     """A hash of the code cells alone: what recorded outputs depend on."""
-    return _digest([cell_content(c)[1] for c in nb.cells if c.cell_type == "code" and c.source.strip()])
+    return _digest(
+        [cell_content(c)[1] for c in nb.cells if c.cell_type == "code" and c.source.strip()]
+    )
 
 
-# ------------------------------------------------------------------------------------------------- Markdown to notebook
+# ----------------------------------------------------------------------------- Markdown to notebook
 
 
 def _new_id(cell: NotebookNode, taken: set[str]) -> str:
@@ -183,7 +191,8 @@ def _new_id(cell: NotebookNode, taken: set[str]) -> str:
 
 
 def merge(new: NotebookNode, old: NotebookNode | None) -> NotebookNode:
-    """`new`'s content with `old`'s outputs where the code is unchanged, and `old`'s ids where a cell lived on."""
+    """`new`'s content with `old`'s outputs where the code is unchanged, and `old`'s ids where a
+    cell lived on."""
     old_cells = list(old.cells) if old else []
     partner: dict[int, NotebookNode] = {}
     matcher = difflib.SequenceMatcher(
@@ -235,7 +244,8 @@ def fold(cell: NotebookNode) -> None:
 
 
 def write_ipynb(path: Path, nb: NotebookNode) -> bool:
-    """Write the notebook when it differs from the file; never leave half a file. Returns whether it was written."""
+    """Write the notebook when it differs from the file; never leave half a file. Returns whether it
+    was written."""
     text = nbformat.writes(nb, version=4).rstrip("\n") + "\n"
     return write_text(path, text)
 
@@ -250,11 +260,12 @@ def write_text(path: Path, text: str) -> bool:
     return True
 
 
-# ------------------------------------------------------------------------------------------------- notebook to Markdown
+# ----------------------------------------------------------------------------- notebook to Markdown
 
 
 def _raw_cells(text: str) -> dict[tuple, list[str]]:
-    """The author's own text of each code cell, by content: how options were written is theirs to choose."""
+    """The author's own text of each code cell, by content: how options were written is theirs to
+    choose."""
     nb = myst_to_notebook(text, add_source_map=True)
     lines = text.splitlines()
     raw: dict[tuple, list[str]] = {}
@@ -263,7 +274,9 @@ def _raw_cells(text: str) -> dict[tuple, list[str]]:
             continue
         first = start - 1
         fence = re.match(r"`{3,}", lines[first]).group()
-        last = next((i for i in range(start, len(lines)) if lines[i].rstrip() == fence), len(lines) - 1)
+        last = next(
+            (i for i in range(start, len(lines)) if lines[i].rstrip() == fence), len(lines) - 1
+        )
         key = json.dumps(cell_content(cell, bootstrap=True), sort_keys=True)
         raw.setdefault(key, []).append("\n".join(lines[first : last + 1]))
     return raw
@@ -273,13 +286,16 @@ def _options(cell: NotebookNode) -> str:
     """A code cell's metadata as `:key: value` lines."""
     lines = []
     for key, value in cell_content(cell)[2].items():
-        flow = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+        flow = yaml.safe_dump(
+            value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False
+        )
         lines.append(f":{key}: {flow.removesuffix('...' + chr(10)).strip()}\n")
     return "".join(lines)
 
 
 def to_md(nb: NotebookNode, before: str = "") -> str:
-    """The notebook as MyST Markdown, leaving every unchanged cell of the text `before` as its author wrote it.
+    """The notebook as MyST Markdown, leaving every unchanged cell of the text `before` as its
+    author wrote it.
 
     Raises PairError when the text would not read back as the same cells.
     """

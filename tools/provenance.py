@@ -8,10 +8,10 @@ A record is a plain dictionary in the notebook's metadata (`course.provenance`):
     sources              ["TinyStories train: mirror"]  where its data came from
     date                 "2026-11-22"
     code                 hash of the chapter's code cells
-    utils                {"utils.data": hash, ...}      of every module of the package that was imported
+    utils                {"utils.lora": hash, ...}      of every module of the package that was imported
 
-`course.runs` holds further records, of the same chapter on other devices, whose outputs are not the ones shown.
-Standard library only: the site's extension reads records without the notebook tools.
+`course.runs` holds further records, of the same chapter on other devices, whose outputs are not the
+ones shown. Standard library only: the site's extension reads records without the notebook tools.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def module_path(name: str, root: Path = ROOT) -> Path:
-    """`utils.data` -> utils/data.py, `utils.checks` -> utils/checks/__init__.py."""
+    """`utils.lora` -> utils/lora.py, `utils.hf` -> utils/hf/__init__.py."""
     base = root.joinpath(*name.split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
@@ -68,7 +68,7 @@ def _facts():
         except OSError:
             names = []
         device = (names or [""])[0] or _platform.processor() or _platform.machine()
-    hub = _sys.modules.get("utils.hub")
+    hub = _sys.modules.get("utils.hf.hub")
     sources = [s if isinstance(s, str) else ": ".join(map(str, s)) for s in getattr(hub, "SOURCES_USED", [])]
     modules = sorted(m for m in _sys.modules if m == "utils" or m.startswith("utils."))
     return dict(

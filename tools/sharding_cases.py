@@ -4,8 +4,8 @@
 
 x [256, 64], W [64, 128] and y [256, 128] lie on eight simulated devices in every way that two mesh axes allow: nine layouts
 each, on four meshes. XLA compiles each product; what is written down are its messages: their kind, what they move (x, W or
-the product), along which axis, and the bytes of the result on one device, as `utils.hlo` counts them. Three minutes on
-two cores; tests/test_sharding_cases.py compiles a sample again.
+the product), along which axis, and the bytes of the result on one device, as `utils.commands.hlo` counts them. Three minutes on
+two cores; tests/course/test_sharding_cases.py compiles a sample again.
 """
 
 import datetime

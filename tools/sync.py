@@ -1,13 +1,14 @@
-"""Bring each chapter's `.md` and `.ipynb` together, in whichever direction the edit was made. `make sync` runs this.
+"""Bring each chapter's `.md` and `.ipynb` together, whichever was edited (`make sync`).
 
-The notebook remembers the hash of the content on which the two sides last agreed (`course.synced` in its metadata):
+The notebook remembers the hash of the content on which the two sides last agreed (`course.synced`
+in its metadata):
 
     only the .md changed since        the .ipynb takes its text; outputs of unchanged cells stay
     only the .ipynb changed since     the .md takes its text; unchanged cells keep the author's formatting
     both changed, and differ          nothing is written, status 2: say which one to take with --take
 
-File times decide nothing: a checkout sets them as it likes. The same command stamps the bootstrap cell and the
-repository's address, from pyproject.toml, wherever they stand.
+File times decide nothing: a checkout sets them as it likes. The same command stamps the bootstrap
+cell and the repository's address, from pyproject.toml, wherever they stand.
 
     python tools/sync.py [--check] [--take md|ipynb] [CHAPTER ...]
 """
@@ -21,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools import pairs
 from tools.pairs import PairError, Settings
 
-# ------------------------------------------------------------------------------------------------------------ stamping
+# ----------------------------------------------------------------------------------------- stamping
 
 
 def bootstrap_source(settings: Settings) -> str:
@@ -34,7 +35,8 @@ def bootstrap_source(settings: Settings) -> str:
 
 
 def stamp_notebook(nb, settings: Settings) -> bool:
-    """Write the bootstrap cell into the notebook, before the first code cell when there is none. True when changed."""
+    """Write the bootstrap cell into the notebook, before the first code cell when there is none.
+    True when changed."""
     source = bootstrap_source(settings)
     cell = next((c for c in nb.cells if pairs.has_tag(c, "bootstrap")), None)
     if cell is None:
@@ -54,13 +56,17 @@ def stamps(settings: Settings) -> list[tuple[str, str, str]]:
     owner_name = settings.repository.removeprefix("https://github.com/")
     in_text = [
         # Links that open a file of this repository in Colab, or show it on GitHub.
-        (r"(colab\.research\.google\.com/github)/[^/\s]+/[^/\s]+/(blob|tree)/[^/\s]+/(?=chapters/)"),
+        (
+            r"(colab\.research\.google\.com/github)/[^/\s]+/[^/\s]+/(blob|tree)/[^/\s]+/(?=chapters/)"
+        ),
         (r"(github\.com)/[^/\s]+/[^/\s]+/(blob|tree)/[^/\s]+/(?=chapters/)"),
     ]
     rules = []
     for files in ("README.md", "CONTRIBUTING.md", "book/**/*.md", "chapters/*.md"):
         rules += [(files, p, rf"\1/{owner_name}/\2/{settings.revision}/") for p in in_text]
-        rules.append((files, r"(git clone )https://github\.com/\S+", rf"\g<1>{settings.repository}"))
+        rules.append(
+            (files, r"(git clone )https://github\.com/\S+", rf"\g<1>{settings.repository}")
+        )
     rules += [
         ("README.md", r"https://[\w-]+\.github\.io/[\w.-]+", settings.website),
         ("_config.yml", r"(?m)^(  url: ).*$", rf'\g<1>"{settings.repository}"'),
@@ -80,7 +86,8 @@ def duration(seconds: float) -> str:
 
 
 def stamp_map(root: Path, readme: str) -> str:
-    """The README's map of chapters: its links, and the minutes that were recorded in place of those expected."""
+    """The README's map of chapters: its links, and the minutes that were recorded in place of those
+    expected."""
 
     def row(match: re.Match) -> str:
         cells = [cell.strip() for cell in match.group().strip().strip("|").split("|")]
@@ -93,7 +100,8 @@ def stamp_map(root: Path, readme: str) -> str:
         records = [r for r in [course.get("provenance"), *course.get("runs", [])] if r]
         for column, profiles in ((3, ("cpu",)), (4, ("colab", "large"))):
             told = [
-                duration(r["seconds"]) + ("" if column == 3 else f" ({r['device']}, `{r['profile']}`)")
+                duration(r["seconds"])
+                + ("" if column == 3 else f" ({r['device']}, `{r['profile']}`)")
                 for r in records
                 if r.get("profile") in profiles
             ]
@@ -109,7 +117,8 @@ def stamp_map(root: Path, readme: str) -> str:
 
 
 def stamp_files(root: Path, settings: Settings, write: bool) -> list[str]:
-    """Stamp the address everywhere else. Returns the names of the files that were, or would be, changed."""
+    """Stamp the address everywhere else. Returns the names of the files that were, or would be,
+    changed."""
     changed = []
     rules = stamps(settings)
     for path in sorted({p for files, _, _ in rules for p in root.glob(files)}):
@@ -126,11 +135,12 @@ def stamp_files(root: Path, settings: Settings, write: bool) -> list[str]:
     return changed
 
 
-# -------------------------------------------------------------------------------------------------------------- pairing
+# ------------------------------------------------------------------------------------------ pairing
 
 
 def sync_pair(stem: Path, settings: Settings, write: bool = True, take: str | None = None) -> str:
-    """Bring one pair together. Returns what was (or would be) done, "" when nothing; raises PairError on a conflict."""
+    """Bring one pair together. Returns what was (or would be) done, "" when nothing; raises
+    PairError on a conflict."""
     md_path, nb_path = stem.with_suffix(".md"), stem.with_suffix(".ipynb")
     name = f"{stem.parent.name}/{stem.name}"
     md_text = md_path.read_text(encoding="utf-8") if md_path.exists() else ""
@@ -142,7 +152,9 @@ def sync_pair(stem: Path, settings: Settings, write: bool = True, take: str | No
     nb_hash = pairs.content_hash(nb) if nb else None
 
     if md is None or nb is None:
-        source, done = ("ipynb", "the .md was made") if md is None else ("md", "the .ipynb was made")
+        source, done = (
+            ("ipynb", "the .md was made") if md is None else ("md", "the .ipynb was made")
+        )
     elif md_hash == nb_hash:
         source, done = "md", ""
     elif take:
@@ -177,11 +189,18 @@ def sync_pair(stem: Path, settings: Settings, write: bool = True, take: str | No
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Status 0: in step; 1: --check found work to do; 2: a conflict or an unreadable file."""
+    """The command line. Status 0: in step; 1: --check found work to do; 2: a conflict or an
+    unreadable file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("chapter", nargs="*", help="a number (05) or a file; all of them when none is given")
-    parser.add_argument("--check", action="store_true", help="write nothing, status 1 when something would change")
-    parser.add_argument("--take", choices=["md", "ipynb"], help="which side wins where both changed")
+    parser.add_argument(
+        "chapter", nargs="*", help="a number (05) or a file; all of them when none is given"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, status 1 when something would change"
+    )
+    parser.add_argument(
+        "--take", choices=["md", "ipynb"], help="which side wins where both changed"
+    )
     parser.add_argument("--root", type=Path, default=pairs.ROOT, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     try:
@@ -207,7 +226,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sync: {error}", file=sys.stderr)
         return 2
     for name in stamped:
-        print(f"{name}: {'make sync is needed' if args.check else 'addresses and recorded minutes were stamped'}")
+        print(
+            f"{name}: {'make sync is needed' if args.check else 'addresses and recorded minutes were stamped'}"
+        )
         status = max(status, int(args.check))
     return status
 

@@ -4,9 +4,9 @@ Chapters are read in three places (site, Colab, GitHub), so a callout is written
 
     > **Predict.** What does the loss do?
 
-GitHub and Colab show a quote; here the quote is turned into a card with a title row. An exercise carries its
-difficulty and its minutes in the same line: `> **Exercise 4.1**, core, 10 minutes. Write …`. A quote that begins
-otherwise stays a quote.
+GitHub and Colab show a quote; here the quote is turned into a card with a title row. An exercise
+carries its difficulty and its minutes in the same line: `> **Exercise 4.1**, core, 10 minutes.
+Write …`. A quote that begins otherwise stays a quote.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ KINDS = {
     "quiz": "quiz",
     "exercise": "exercise",
 }
-TITLE = re.compile(r"^(predict|note|tip|warning|you should see|remember|quiz|exercise(?= \d))\b(.*)$", re.I | re.S)
+TITLE = re.compile(
+    r"^(predict|note|tip|warning|you should see|remember|quiz|exercise(?= \d))\b(.*)$", re.I | re.S
+)
 LEVEL = re.compile(r"^,\s*(warm-up|core|stretch)\s*,\s*([^.]*?minutes?)\s*\.?\s*", re.I)
 
 
@@ -76,7 +78,9 @@ def to_callout(quote: nodes.block_quote) -> callout | None:
                 text = text[level.end() :]
             text = text.lstrip(" .,:") if kind != "exercise" else text.lstrip(" .,")
             paragraph.replace(after[0], nodes.Text(text))
-        if not paragraph.astext().strip() and not any(isinstance(n, nodes.Element) for n in paragraph.children):
+        if not paragraph.astext().strip() and not any(
+            isinstance(n, nodes.Element) for n in paragraph.children
+        ):
             quote.remove(paragraph)
     card = callout("", *quote.children, kind=kind, title=title, badges=badges)
     card.source, card.line = quote.source, quote.line
@@ -99,7 +103,9 @@ class Callouts(SphinxTransform):
 def visit_callout(self, node: callout) -> None:
     """The card's HTML."""
     kind, title = node["kind"], escape(node["title"])
-    badges = "".join(f'<span class="callout-badge">{escape(badge)}</span>' for badge in node["badges"])
+    badges = "".join(
+        f'<span class="callout-badge">{escape(badge)}</span>' for badge in node["badges"]
+    )
     self.body.append(
         f'<div class="callout callout-{kind}" role="note" aria-label="{title}">'
         f'<p class="callout-title"><span class="callout-name">{title}</span>{badges}</p>\n'
@@ -117,6 +123,8 @@ def _plain(self, node: callout) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register the transform and the card."""
-    app.add_node(callout, html=(visit_callout, depart_callout), text=(_plain, _plain), latex=(_plain, _plain))
+    app.add_node(
+        callout, html=(visit_callout, depart_callout), text=(_plain, _plain), latex=(_plain, _plain)
+    )
     app.add_transform(Callouts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

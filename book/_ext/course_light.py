@@ -1,7 +1,7 @@
 """Pages that weigh little: the theme brings 1.5 MB of icons, of which a page shows a dozen.
 
-After the build, the script that holds every icon is dropped (the theme's icon font draws the same ones), the font is
-cut down to the icons that the site uses, and their unused style rules go too.
+After the build, the script that holds every icon is dropped (the theme's icon font draws the same
+ones), the font is cut down to the icons that the site uses, and their unused style rules go too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def lighten(app: Sphinx, exception: Exception | None) -> None:
     import pydata_sphinx_theme
     from fontTools import subset
 
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a page of what it keeps and drops
+    logging.getLogger("fontTools").setLevel(
+        logging.WARNING
+    )  # else a page of what it keeps and drops
 
     outdir = Path(app.outdir)
     theme = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"

@@ -1,11 +1,13 @@
 """Mathematics as SVG, made while the site is built.
 
-Sphinx would load MathJax in the reader's browser, from another host. Here the same MathJax runs once, at build
-time, and the page receives finished drawings: nothing to download, nothing that jumps while the page loads, and
-the same look everywhere. Each formula also carries MathML, hidden from sight, for screen readers.
+Sphinx would load MathJax in the reader's browser, from another host. Here the same MathJax runs
+once, at build time, and the page receives finished drawings: nothing to download, nothing that
+jumps while the page loads, and the same look everywhere. Each formula also carries MathML, hidden
+from sight, for screen readers.
 
-Where the parts come from: MathJax from the Python package `sphinx-mathjax-offline`, and a JavaScript engine (node)
-from `playwright`, which the tests need anyway. A `node` on the PATH serves too.
+Where the parts come from: MathJax from the Python package `sphinx-mathjax-offline`, and a
+JavaScript engine (node) from `playwright`, which the tests need anyway. A `node` on the PATH serves
+too.
 
 Glyphs are shared: every outline ("the letter B") is stored once per page, however many formulas use it.
 """
@@ -41,14 +43,19 @@ def find_node() -> str:
     found = shutil.which("node")
     if found:
         return found
-    raise ExtensionError("formulas need node: expected it in the playwright package, found none; run `make install`")
+    raise ExtensionError(
+        "formulas need node: expected it in the playwright package, found none; run `make install`"
+    )
 
 
 def find_mathjax() -> Path:
-    """The folder with MathJax's files. The package's name holds hyphens, so it is found on disk, not imported."""
+    """The folder with MathJax's files. The package's name holds hyphens, so it is found on disk,
+    not imported."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
-        raise ExtensionError("formulas need the package sphinx-mathjax-offline, found none; run `make install`")
+        raise ExtensionError(
+            "formulas need the package sphinx-mathjax-offline, found none; run `make install`"
+        )
     return Path(spec.origin).parent / "static" / "mathjax"
 
 
@@ -130,7 +137,9 @@ def visit_display(self, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def share_glyphs(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+def share_glyphs(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
+) -> None:
     """Store every glyph outline once per page."""
     body = context.get("body")
     if not body or "MJX-" not in body:

@@ -1,13 +1,14 @@
 """Where the numbers on a page come from.
 
-`make execute` writes into each notebook on which device, with which versions, in how many seconds and from which
-data it was run (`metadata.course.provenance`). This extension prints that at the foot of every chapter, and all of
-it in one table wherever a page says
+`make execute` writes into each notebook on which device, with which versions, in how many seconds
+and from which data it was run (`metadata.course.provenance`). This extension prints that at the
+foot of every chapter, and all of it in one table wherever a page says
 
     ```{course-status}
     ```
 
-A notebook without the record says "not executed yet"; one whose `utils` modules have changed since says so.
+A notebook without the record says "not executed yet"; one whose `utils` modules have changed since
+says so.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ def facts(record: dict) -> dict[str, str]:
         "profile": str(record.get("profile", "–")),
         "time": duration(record["seconds"]) if "seconds" in record else "–",
         "data": "; ".join(record.get("sources") or []) or "none",
-        "origin": "; ".join(dict.fromkeys(source.split(";")[0] for source in record.get("sources") or [])) or "none",
+        "origin": "; ".join(
+            dict.fromkeys(source.split(";")[0] for source in record.get("sources") or [])
+        )
+        or "none",
         "versions": ", ".join(versions).replace("python", "Python") or "–",
         "date": str(record.get("date", "–")),
     }
@@ -103,7 +107,9 @@ def add_foot(app: Sphinx, doctree: nodes.document) -> None:
     if not docname.startswith("chapters/") or not path.is_file():
         return
     record = read(path)
-    node = foot(record, changed_modules(record, Path(app.srcdir)) if record else [], other_runs(path))
+    node = foot(
+        record, changed_modules(record, Path(app.srcdir)) if record else [], other_runs(path)
+    )
     sections = [child for child in doctree.children if isinstance(child, nodes.section)]
     (sections[-1] if sections else doctree).append(node)
 
@@ -111,7 +117,9 @@ def add_foot(app: Sphinx, doctree: nodes.document) -> None:
 def visit_provenance(self, node: provenance) -> None:
     """One quiet line, and a warning when the package has moved on."""
     if node["missing"]:
-        self.body.append('<p class="provenance">Not executed yet: this page shows no recorded outputs.</p>')
+        self.body.append(
+            '<p class="provenance">Not executed yet: this page shows no recorded outputs.</p>'
+        )
         raise nodes.SkipNode
     f = {key: escape(value) for key, value in node["facts"].items()}
     stale = ""
@@ -152,11 +160,15 @@ class Status(SphinxDirective):
                 continue
             f = facts(record)
             changed = changed_modules(record, srcdir)
-            state = f["date"] if not changed else f"{f['date']}, older than the package"  # its foot says which modules
+            state = (
+                f["date"] if not changed else f"{f['date']}, older than the package"
+            )  # its foot says which modules
             rows.append([title_of(path), f["device"], f["profile"], f["time"], state, f["origin"]])
             for run in other_runs(path):
                 f = facts(run)
-                rows.append(["(also)", f["device"], f["profile"], f["time"], f["date"], f["origin"]])
+                rows.append(
+                    ["(also)", f["device"], f["profile"], f["time"], f["date"], f["origin"]]
+                )
         if not rows:
             return [nodes.paragraph("", "No chapter has been recorded yet.")]
         return [table(["chapter", "device", "profile", "time", "recorded", "data"], rows)]
@@ -167,13 +179,19 @@ def table(head: list[str], rows: list[list[str]]) -> nodes.table:
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]
     group += nodes.thead("", nodes.row("", *[nodes.entry("", text(word)) for word in head]))
-    group += nodes.tbody("", *[nodes.row("", *[nodes.entry("", text(cell)) for cell in row]) for row in rows])
+    group += nodes.tbody(
+        "", *[nodes.row("", *[nodes.entry("", text(cell)) for cell in row]) for row in rows]
+    )
     return nodes.table("", group, classes=["status"])
 
 
 def outdated(app: Sphinx, env: object, added: set, changed: set, removed: set) -> list[str]:
     """A change in `utils/` must show on pages whose own file did not change."""
-    return [name for name in env.found_docs if name.startswith("chapters/") or name.endswith("reference/status")]
+    return [
+        name
+        for name in env.found_docs
+        if name.startswith("chapters/") or name.endswith("reference/status")
+    ]
 
 
 def _skip(self, node: provenance) -> None:

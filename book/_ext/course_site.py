@@ -1,8 +1,8 @@
 """What the theme needs to be told, and mends.
 
-Three things: theme options (they cannot stand in _config.yml, where they would wipe the launch buttons), scripts
-of other extensions that this site does not use, and accessibility repairs of the finished page (a box that scrolls
-must be reachable by keyboard, an image link needs a name).
+Three things: theme options (they cannot stand in _config.yml, where they would wipe the launch
+buttons), scripts of other extensions that this site does not use, and accessibility repairs of the
+finished page (a box that scrolls must be reachable by keyboard, an image link needs a name).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ THEME = {
     "navbar_persistent": [],
     "logo": {"alt_text": "LoRA in JAX: home", "text": "LoRA in JAX"},
 }
-# sphinx-thebe and sphinx-comments would prepare live code and comment threads from other hosts; nothing here uses them.
+# sphinx-thebe and sphinx-comments would prepare live code and comment threads from other hosts;
+# nothing here uses them.
 UNUSED = ("thebe", "comments", "hypothesis", "utterances")
 
 
@@ -40,9 +41,12 @@ def mend_body(html: str) -> str:
     """Boxes that scroll sideways (code, printed output, tables) are reachable by keyboard."""
     html = re.sub(r"<pre(?![^>]*tabindex)", '<pre tabindex="0"', html)
     box = '<div class="table-box" role="region" aria-label="Table" tabindex="0">'
-    html = html.replace('<div class="pst-scrollable-table-container">', box)  # the theme's own box has no name
+    html = html.replace(
+        '<div class="pst-scrollable-table-container">', box
+    )  # the theme's own box has no name
     html = re.sub(r'(?<!tabindex="0">)(<table\b.*?</table>)', box + r"\1</div>", html, flags=re.S)
-    # docutils calls the bibliography a list without giving it list items; each entry is named by its own label.
+    # docutils calls the bibliography a list without giving it list items; each entry is named by
+    # its own label.
     html = html.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
     html = re.sub(r'(<div class="citation"[^>]*?) role="doc-biblioentry"', r"\1", html)
     # The theme prepares live code on a foreign server, also where it is switched off.
@@ -55,12 +59,16 @@ def mend_body(html: str) -> str:
     return html
 
 
-def mend_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+def mend_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None
+) -> None:
     """Called for every page before it is written."""
     if context.get("body"):
         context["body"] = mend_body(context["body"])
     for key in ("script_files", "css_files"):
-        context[key] = [f for f in context.get(key, []) if not any(word in str(f).lower() for word in UNUSED)]
+        context[key] = [
+            f for f in context.get(key, []) if not any(word in str(f).lower() for word in UNUSED)
+        ]
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,10 +1,10 @@
 """Data for the widgets, made while the site is built.
 
-The tokenizer widget must give exactly the ids that Python gives. Two things decide them: the merges (the kept file
-`utils/assets/stories2048.tiktoken`) and what counts as a letter, a number or white space. Browsers differ in the
-last, by their Unicode version, so both are written here from the installed tiktoken: the page holds no second copy
-kept by hand. Numbers that a tool measured lie beside the scripts as JSON (`port-detective.json`), and are written as
-`port-detective-data.js`.
+The tokenizer widget must give exactly the ids that Python gives. Two things decide them: the merges
+(the kept file `utils/data/assets/stories2048.tiktoken`) and what counts as a letter, a number or
+white space. Browsers differ in the last, by their Unicode version, so both are written here from
+the installed tiktoken: the page holds no second copy kept by hand. Numbers that a tool measured lie
+beside the scripts as JSON (`port-detective.json`), and are written as `port-detective-data.js`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ NAME = "stories2048"
 
 
 def code_points(regex: str) -> list[list[int]]:
-    """Ranges [first, last] of the code points that tiktoken's own regex engine puts in a class such as `\\p{L}`.
+    """Ranges [first, last] of the code points that tiktoken's own regex engine puts in a class such
+    as `\\p{L}`.
 
     One encoding knows the 256 bytes alone, and drops what its pattern does not match: what
     comes back is the class.
@@ -43,7 +44,8 @@ def code_points(regex: str) -> list[list[int]]:
 
 
 def tokenizer_data(path: Path) -> dict:
-    """Everything the page needs: merges as base64 strings in the order of their ids, and the three classes."""
+    """Everything the page needs: merges as base64 strings in the order of their ids, and the three
+    classes."""
     ranks: list[tuple[int, str]] = []
     for line in path.read_text("ascii").splitlines():
         if line.strip():
@@ -52,7 +54,9 @@ def tokenizer_data(path: Path) -> dict:
             ranks.append((int(rank), token))
     ranks.sort()
     if [rank for rank, _ in ranks] != list(range(len(ranks))):
-        raise ValueError(f"{path}: expected ranks 0, 1, 2, …, found a gap; save the tokenizer again")
+        raise ValueError(
+            f"{path}: expected ranks 0, 1, 2, …, found a gap; save the tokenizer again"
+        )
     return {
         "name": NAME,
         "tokens": [token for _, token in ranks],
@@ -76,7 +80,7 @@ def write_data(app: Sphinx, exception: Exception | None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted((Path(app.srcdir) / "book" / "_static" / "widgets").glob("*.json")):
         write_script(target, f"{file.stem}-data", json.loads(file.read_text("utf8")))
-    source = Path(app.srcdir) / "utils" / "assets" / f"{NAME}.tiktoken"
+    source = Path(app.srcdir) / "utils" / "data" / "assets" / f"{NAME}.tiktoken"
     if not source.is_file():
         return
     write_script(target, NAME, tokenizer_data(source))

@@ -1,4 +1,4 @@
-"""The first cell of every chapter, run as a learner's first cell: in an empty folder, in a process of its own."""
+"""The first cell of every chapter, run as a learner's: in an empty folder, in its own process."""
 
 import os
 import subprocess
@@ -44,7 +44,9 @@ def git(root, *args):
 def run(folder, after="", before="", cell=CELL, **env):
     """Run the cell in `folder`; nothing of this repository is on the path."""
     folder.mkdir(exist_ok=True)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("COURSE_", "PYTHONPATH", "KAGGLE"))}
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("COURSE_", "PYTHONPATH", "KAGGLE"))
+    }
     code = "\n".join([before, cell, after])
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -59,7 +61,9 @@ def run(folder, after="", before="", cell=CELL, **env):
 def one_line(done):
     """The process ended with one clear line and no stack trace."""
     assert done.returncode == 1, done
-    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1, (
+        done.stderr
+    )
     return done.stderr
 
 
@@ -97,11 +101,14 @@ def test_a_revision_that_is_not_there(tmp_path, repository):
 
 
 def test_on_colab_it_fetches_the_release(tmp_path, repository):
-    """Colab is known by its module; the course's own address stands in the cell, so here a folder takes its place."""
+    """Colab is known by its module; the course's own address stands in the cell, so here a folder
+    takes its place."""
     settings = pairs.settings()
     cell = CELL.replace(settings.repository, str(repository)).replace(settings.revision, "v1")
     before = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')"
-    done = run(tmp_path / "empty", "import utils.release; print(utils.release.RELEASE)", before, cell)
+    done = run(
+        tmp_path / "empty", "import utils.release; print(utils.release.RELEASE)", before, cell
+    )
     assert done.stdout.split() == ["v1"], done
     done = run(
         tmp_path / "other",
@@ -138,7 +145,9 @@ def test_a_foreign_utils_earlier_on_the_path_is_passed_over(tmp_path, repository
 def test_a_foreign_utils_already_imported_is_named(tmp_path, repository):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "utils.py").write_text("x = 1\n")
-    said = one_line(run(repository / "chapters", "", "import utils", PYTHONPATH=str(tmp_path / "foreign")))
+    said = one_line(
+        run(repository / "chapters", "", "import utils", PYTHONPATH=str(tmp_path / "foreign"))
+    )
     assert "Another package named utils" in said and "restart" in said
 
 

@@ -1,5 +1,4 @@
-"""`check` prints one line and never raises, whatever it is given; the helpers for authors say what
-they promise."""
+"""`check` prints one line and never raises; the helpers for authors say what they promise."""
 
 import functools
 import linecache
@@ -118,7 +117,9 @@ class Hostile:
     def _no(self, *args, **kwargs):
         raise RuntimeError("two\nlines")
 
-    __call__ = __array__ = __len__ = __iter__ = __eq__ = __bool__ = __repr__ = __str__ = __float__ = _no
+    __call__ = __array__ = __len__ = __iter__ = __eq__ = __bool__ = __repr__ = __str__ = (
+        __float__
+    ) = _no
     __getitem__ = __hash__ = _no
 
 
@@ -182,7 +183,11 @@ simple = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | s
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.recursive(simple, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+@given(
+    st.recursive(
+        simple, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+    )
+)
 def test_never_raises_on_any_value(value):
     check("98.1", lambda a, b: value)
     check("98.2", value)
@@ -195,7 +200,12 @@ def test_a_leaked_tracer_is_a_failed_answer():
 
 
 def test_a_changed_check_line(capsys):
-    assert check("98.2").status == check("98.2", 1, 2).status == check("98.2", other=1).status == "fail"
+    assert (
+        check("98.2").status
+        == check("98.2", 1, 2).status
+        == check("98.2", other=1).status
+        == "fail"
+    )
     assert "the line that calls the check was changed" in capsys.readouterr().out.lower()
 
 

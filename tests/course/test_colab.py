@@ -4,32 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import pytest
 
-from tests.helpers.folders import ROOT
+from tests.helpers.folders import ROOT, wheel
 from utils.course import colab
-
-
-def wheel(folder, name, version, requires=()):
-    """The smallest wheel that pip accepts: one module with a version."""
-    folder.mkdir(exist_ok=True)
-    info = f"{name}-{version}.dist-info"
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    meta += "".join(f"Requires-Dist: {r}\n" for r in requires)
-    with zipfile.ZipFile(path, "w") as z:
-        z.writestr(f"{name}.py", f"__version__ = {version!r}\n")
-        z.writestr(f"{info}/METADATA", meta)
-        z.writestr(
-            f"{info}/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        z.writestr(f"{info}/top_level.txt", f"{name}\n")
-        names = z.namelist()
-        z.writestr(f"{info}/RECORD", "".join(f"{n},,\n" for n in [*names, f"{info}/RECORD"]))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
-"""Every exercise of every chapter: the stub is not attempted, the solution passes, wrong answers
-are recognised.
+"""Every exercise: the stub is not attempted, the solution passes, wrong answers are named.
 
 `pytest tests/course/test_exercises.py -k 4.1` tries one exercise. The second half of the file tests
 the harness on a chapter in miniature.
@@ -10,6 +9,7 @@ import pytest
 from tests.helpers import exercises, synthetic
 from utils.course import checks
 
+
 def _answers():
     for path in exercises.pages():
         page = exercises.read_page(path)
@@ -17,10 +17,15 @@ def _answers():
         marks = pytest.mark.chapter(page.chapter)
         for one in page.exercises:
             answers = [("stub", "stub", ("not attempted", None))]
-            answers += [(f"wrong {i}", mistake, ("fail", mistake)) for i, (mistake, _) in enumerate(wrong.get(one.id, []))]
+            answers += [
+                (f"wrong {i}", mistake, ("fail", mistake))
+                for i, (mistake, _) in enumerate(wrong.get(one.id, []))
+            ]
             answers += [("solution", "solution", ("pass", None))]
             for which, name, expected in answers:
-                yield pytest.param(path, one.id, which, expected, id=f"{one.id}-{name}", marks=marks)
+                yield pytest.param(
+                    path, one.id, which, expected, id=f"{one.id}-{name}", marks=marks
+                )
 
 
 @pytest.mark.parametrize("path, exercise, which, expected", list(_answers()))
@@ -45,12 +50,16 @@ def _incomplete(page, wrong, known) -> list[str]:
     found = []
     for one in page.exercises:
         if len(one.solutions) != 1:
-            found.append(f"{one.id}: expected one python block in the solution, found {len(one.solutions)}")
+            found.append(
+                f"{one.id}: expected one python block in the solution, found {len(one.solutions)}"
+            )
         if any("check(" in solution for solution in one.solutions):
             found.append(f"{one.id}: the solution calls the check, which the stub does already")
         names = {mistake for mistake, _ in wrong.get(one.id, [])} - set(checks.GENERIC)
         if len(names) < 2:
-            found.append(f"{one.id}: expected two wrong answers with own names, found {sorted(names)}")
+            found.append(
+                f"{one.id}: expected two wrong answers with own names, found {sorted(names)}"
+            )
     ids = {one.id for one in page.exercises}
     found += [f"{one}: has a check and is not on the page" for one in known if one not in ids]
     found += [f"{one}: is on the page and has no check" for one in ids if one not in known]
@@ -100,13 +109,17 @@ def test_harness_tells_the_answers_apart(small):
 
 def test_harness_sees_figures(small):
     _, report = small
-    assert [(cell["figures"], cell["alt"]) for cell in report.cells if cell["figures"]] == [(1, "A line that rises.")]
+    assert [(cell["figures"], cell["alt"]) for cell in report.cells if cell["figures"]] == [
+        (1, "A line that rises.")
+    ]
 
 
 def test_harness_notices_what_is_wrong(tmp_path):
     """A solution that fails, an answer that cannot run, and a cell that needs the answer to an
     exercise."""
-    chapter = synthetic.CHAPTER.replace("nats / np.log(2)", "nats * 2").replace("range(4)", "range(undefined)")
+    chapter = synthetic.CHAPTER.replace("nats / np.log(2)", "nats * 2").replace(
+        "range(4)", "range(undefined)"
+    )
     path = synthetic.write(tmp_path, chapter.replace("bits(1.0) is None", "bits(1.0) > 1"))
     report = exercises.run_answers(path, {"99.1": [("multiplied", "def bits(nats:")]}, tmp_path)
     assert report.answers["99.1"]["solution"]["mistake"] == "wrong-values"
@@ -143,4 +156,6 @@ def test_harness_survives_a_chapter_that_kills_its_process(tmp_path):
 def test_structure_complaints(tmp_path, old, new, complaint):
     assert old in synthetic.CHAPTER
     page = exercises.read_page(synthetic.write(tmp_path, synthetic.CHAPTER.replace(old, new)))
-    assert any(complaint in problem for problem in exercises.problems_of(page)), exercises.problems_of(page)
+    assert any(complaint in problem for problem in exercises.problems_of(page)), (
+        exercises.problems_of(page)
+    )

@@ -6,8 +6,8 @@ display. At each exercise it runs the stub as printed, then each wrong answer, t
 and notes what the check said; after each it puts the stub's names back, because a learner who
 presses "Run all" goes on with the stubs.
 
-By hand: `python -m tests.helpers.exercises chapters/04_training.md` prints what went wrong, and what each
-check said.
+By hand: `python -m tests.helpers.exercises chapters/04_training.md` prints what went wrong, and
+what each check said.
 """
 
 import ast
@@ -85,7 +85,8 @@ class Page:
 
 
 def mirror() -> dict[str, str]:
-    """The setting for a mirror beside the repository, {} where there is none: then chapters use what is built in.
+    """The setting for a mirror beside the repository, {} where there is none: then chapters use
+    what is built in.
 
     A COURSE_MIRROR that is set wins, also an empty one, which asks for the built-in data.
     """
@@ -100,10 +101,14 @@ def pages() -> list[Path]:
 
 
 def params() -> list:
-    """The chapters as a test's parameters, marked with the chapter's number (tests/conftest.py says what for)."""
+    """The chapters as a test's parameters, marked with the chapter's number (tests/conftest.py says
+    what for)."""
     import pytest
 
-    return [pytest.param(path, id=path.stem, marks=pytest.mark.chapter(int(path.name[:2]))) for path in pages()]
+    return [
+        pytest.param(path, id=path.stem, marks=pytest.mark.chapter(int(path.name[:2])))
+        for path in pages()
+    ]
 
 
 @functools.lru_cache
@@ -116,14 +121,21 @@ def read_page(path: Path) -> Page:
     for number, cell in enumerate(notebook.cells):
         image = cell.metadata.get("mystnb", {}).get("image", {})
         kind = "code" if cell.cell_type == "code" else "markdown"
-        cells.append(Cell(number, kind, cell.source, list(cell.metadata.get("tags", [])), image.get("alt")))
+        cells.append(
+            Cell(number, kind, cell.source, list(cell.metadata.get("tags", [])), image.get("alt"))
+        )
     return Page(Path(path), cells, _find_exercises(cells))
 
 
 def _find_exercises(cells: list[Cell]) -> list[Exercise]:
     exercises = []
     for cell in cells:
-        if cell.kind == "code" and "exercise" in cell.tags and exercises and exercises[-1].cell is None:
+        if (
+            cell.kind == "code"
+            and "exercise" in cell.tags
+            and exercises
+            and exercises[-1].cell is None
+        ):
             exercises[-1].cell, exercises[-1].stub = cell.number, cell.source
         if cell.kind != "markdown":
             continue
@@ -160,7 +172,9 @@ def problems_of(page: Page) -> list[str]:
     named = re.findall(r"\*\*Exercise (\d+\.\d+)", text)
     known = [exercise.id for exercise in page.exercises]
     for one in sorted(set(named) - set(known)):
-        found.append(f"exercise {one}: expected it to begin '> **Exercise {one}**, core, 10 minutes.'")
+        found.append(
+            f"exercise {one}: expected it to begin '> **Exercise {one}**, core, 10 minutes.'"
+        )
     need(len(set(known)) == len(known), f"two exercises have the same number: {known}")
     stubs = [cell for cell in page.code if "exercise" in cell.tags]
     need(
@@ -169,7 +183,9 @@ def problems_of(page: Page) -> list[str]:
     )
     for exercise in page.exercises:
         start = f"exercise {exercise.id}: "
-        need(exercise.id.split(".")[0] == str(page.chapter), start + f"is in chapter {page.chapter}")
+        need(
+            exercise.id.split(".")[0] == str(page.chapter), start + f"is in chapter {page.chapter}"
+        )
         need(
             exercise.level in LEVELS,
             start + f"difficulty {exercise.level!r} is not one of {', '.join(LEVELS)}",
@@ -185,7 +201,9 @@ def problems_of(page: Page) -> list[str]:
         except ValueError as error:
             found.append(str(error))
 
-    predictions = [cell for cell in page.cells if cell.kind == "markdown" and "> **Predict.**" in cell.source]
+    predictions = [
+        cell for cell in page.cells if cell.kind == "markdown" and "> **Predict.**" in cell.source
+    ]
     number = sum(cell.source.count("> **Predict.**") for cell in predictions)
     need(number >= 3, f"expected 3 predictions, found {number}")
     for cell in predictions:
@@ -213,7 +231,9 @@ def split_stub(exercise: Exercise) -> tuple[ast.Module, ast.Call]:
         and last.value.func.id == "check"
     )
     if not is_check:
-        raise ValueError(f'exercise {exercise.id}: the last line of its cell must be check("{exercise.id}", …)')
+        raise ValueError(
+            f'exercise {exercise.id}: the last line of its cell must be check("{exercise.id}", …)'
+        )
     return ast.Module(tree.body[:-1], tree.type_ignores), last.value
 
 
@@ -260,14 +280,18 @@ def run_page(path: Path) -> Report:
     return run_answers(path, wrong_answers(read_page(path).chapter))
 
 
-def run_answers(path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path: Path | None = None) -> Report:
+def run_answers(
+    path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path: Path | None = None
+) -> Report:
     """Run a chapter with these wrong answers. `extra_path` goes in front of `sys.path` (for the
     harness's own tests)."""
     with tempfile.TemporaryDirectory(prefix="chapter-") as folder:
         folder = Path(folder)
         (folder / "empty").mkdir()
         (folder / "wrong.json").write_text(json.dumps(wrong))
-        paths = [str(part) for part in (extra_path, ROOT) if part] + [os.environ.get("PYTHONPATH", "")]
+        paths = [str(part) for part in (extra_path, ROOT) if part] + [
+            os.environ.get("PYTHONPATH", "")
+        ]
         settings = {
             "COURSE_PROFILE": "smoke",
             # At these sizes a chapter compiles for longer than it computes.
@@ -294,7 +318,11 @@ def run_answers(path: Path, wrong: dict[str, list[tuple[str, str]]], extra_path:
                 capture_output=True,
                 text=True,
             )
-            end = "complete" if done.returncode == 0 else f"status {done.returncode}: {done.stderr[-2000:]}"
+            end = (
+                "complete"
+                if done.returncode == 0
+                else f"status {done.returncode}: {done.stderr[-2000:]}"
+            )
         except subprocess.TimeoutExpired:
             end = f"stopped after {TIME_LIMIT} s"
         log = folder / "events.jsonl"
@@ -426,7 +454,9 @@ def _main(arguments: list[str]) -> int:
             wanted = {"stub": ("not attempted", None), "solution": ("pass", None)}
             wanted |= {f"wrong {i}": ("fail", mistake) for i, (mistake, _) in enumerate(wrong)}
             for which, (status, mistake) in wanted.items():
-                answer = said.get(which, {"status": "never reached", "mistake": None, "message": ""})
+                answer = said.get(
+                    which, {"status": "never reached", "mistake": None, "message": ""}
+                )
                 good = (answer["status"], answer["mistake"]) == (status, mistake)
                 failed += not good
                 found = " ".join(str(answer[key] or "") for key in ("status", "mistake", "message"))

@@ -1,6 +1,7 @@
 """The repository's folders, and small copies of its skeleton for tests of the tools."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,8 @@ The end.
 
 
 def course(folder: Path, page: str = PAGE, name: str = "01_page") -> Path:
-    """A folder with pyproject.toml, `utils` as an almost empty package, and one chapter. Returns the chapter's stem."""
+    """A folder with pyproject.toml, `utils` as an almost empty package, and one chapter. Returns
+    the chapter's stem."""
     (folder / "chapters").mkdir(parents=True)
     (folder / "utils" / "course").mkdir(parents=True)
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -55,3 +57,23 @@ def course(folder: Path, page: str = PAGE, name: str = "01_page") -> Path:
     stem = folder / "chapters" / name
     stem.with_suffix(".md").write_text(page)
     return stem
+
+
+def wheel(folder: Path, name: str, version: str, requires=()) -> Path:
+    """The smallest wheel that pip accepts: one module with a version."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    meta = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    meta += "".join(f"Requires-Dist: {r}\n" for r in requires)
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr(f"{name}.py", f"__version__ = {version!r}\n")
+        z.writestr(f"{info}/METADATA", meta)
+        z.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        z.writestr(f"{info}/top_level.txt", f"{name}\n")
+        names = z.namelist()
+        z.writestr(f"{info}/RECORD", "".join(f"{n},,\n" for n in [*names, f"{info}/RECORD"]))
+    return path

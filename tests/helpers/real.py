@@ -9,9 +9,11 @@ from utils.hf import hub
 
 
 def or_skip(get, kind: str, repo: str):
-    """What `get()` returns. Skipped only where neither a mirror nor the hub has `repo`, with the reason that was given.
+    """What `get()` returns. Skipped only where neither a mirror nor the hub has `repo`, with the
+    reason that was given.
 
-    A mirror's folder is looked into here, past the code under test: what it holds must be found, or the test fails.
+    A mirror's folder is looked into here, past the code under test: what it holds must be found, or
+    the test fails.
     """
     try:
         return get()

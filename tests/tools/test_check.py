@@ -37,7 +37,9 @@ def f(): return 1
 
 @pytest.fixture
 def root(tmp_path):
-    course(tmp_path, PAGE.replace("The end.", EXERCISE + "\nThe end, [above](01_page.ipynb#second)."))
+    course(
+        tmp_path, PAGE.replace("The end.", EXERCISE + "\nThe end, [above](01_page.ipynb#second).")
+    )
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     assert sync.main(["--root", str(tmp_path)]) == 0
     return tmp_path
@@ -131,7 +133,9 @@ def test_a_page_older_than_the_package(root):
         nb.metadata["course"]["provenance"] = {"utils": {"utils": "0" * 16}}
 
     change(root, record)
-    assert "older than the package (utils changed since)" in problems(root, check.older_than_package)
+    assert "older than the package (utils changed since)" in problems(
+        root, check.older_than_package
+    )
 
 
 def test_a_figure_without_words(root):
@@ -191,7 +195,10 @@ def test_links_that_lead_somewhere_or_are_code(root):
 
 
 def test_anchors_are_those_of_github_and_myst():
-    assert check.slug("Where it breaks: sixty steps, and nothing") == "where-it-breaks-sixty-steps-and-nothing"
+    assert (
+        check.slug("Where it breaks: sixty steps, and nothing")
+        == "where-it-breaks-sixty-steps-and-nothing"
+    )
     assert check.slug("`jit`, and *tracing*") == "jit-and-tracing"
 
 

@@ -1,4 +1,4 @@
-"""Chapters are run for real, their outputs cleaned and recorded; what fails leaves the notebook as it was."""
+"""Chapters are run for real and recorded; what fails leaves the notebook as it was."""
 
 import nbformat
 import pytest
@@ -15,7 +15,8 @@ def page(*cells):
 
 
 def run(tmp_path, *cells, flags=()):
-    """Execute a page of these cells. Returns (status, its code cells after the bootstrap, the notebook)."""
+    """Execute a page of these cells. Returns (status, its code cells after the bootstrap, the
+    notebook)."""
     stem = tmp_path / "chapters" / "01_page"
     if not stem.with_suffix(".md").exists():
         course(tmp_path, page(*cells))
@@ -30,19 +31,19 @@ def text(cell):
 
 def test_outputs_and_provenance_are_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    (tmp_path / "utils").mkdir(parents=True)
+    (tmp_path / "utils" / "hf").mkdir(parents=True)
     source = 'SOURCES_USED = []\ndef used():\n    SOURCES_USED.append(("stories", "built in"))\n'
-    (tmp_path / "utils" / "hub.py").write_text(source)
+    (tmp_path / "utils" / "hf" / "hub.py").write_text(source)
     (tmp_path / "utils").rename(tmp_path / "aside")
     course(
         tmp_path,
         page(
-            "import os\nfrom utils import hub\nhub.used()\nprint(os.environ['COURSE_PROFILE'], os.listdir())",
+            "import os\nfrom utils.hf import hub\nhub.used()\nprint(os.environ['COURSE_PROFILE'], os.listdir())",
             ':mystnb: {image: {alt: "A line."}}\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()',
             "open('left.txt', 'w').write('x'); 6 * 7",
         ),
     )
-    (tmp_path / "aside" / "hub.py").rename(tmp_path / "utils" / "hub.py")
+    (tmp_path / "aside" / "hf").rename(tmp_path / "utils" / "hf")
     status, cells, nb = run(tmp_path)
     assert status == 0, capsys.readouterr().err
     assert text(cells[0]) == "smoke []\n"  # an empty folder of its own
@@ -53,13 +54,13 @@ def test_outputs_and_provenance_are_recorded(tmp_path, monkeypatch, capsys):
     assert record.profile == "smoke" and record.sources == ["stories: built in"]
     assert record.code == pairs.code_hash(nb) and 0 < record.seconds < 120
     assert record.device and record.python and record.date
-    assert record.utils == provenance.module_hashes(["utils", "utils.hub"], tmp_path)
+    assert record.utils == provenance.module_hashes(["utils", "utils.hf.hub"], tmp_path)
     assert "01_page" in capsys.readouterr().out
     assert all("hub.py" not in str(c.source) and "_facts" not in c.source for c in nb.cells)
 
     assert provenance.changed_modules(record, tmp_path) == []
-    (tmp_path / "utils" / "hub.py").write_text(source + "# more\n")
-    assert provenance.changed_modules(record, tmp_path) == ["utils.hub"]
+    (tmp_path / "utils" / "hf" / "hub.py").write_text(source + "# more\n")
+    assert provenance.changed_modules(record, tmp_path) == ["utils.hf.hub"]
 
     # The same chapter on another device is recorded beside the outputs shown, not in their place.
     before = [c.outputs for c in nb.cells if c.cell_type == "code"]

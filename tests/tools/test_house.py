@@ -1,4 +1,4 @@
-"""The house of `utils/`: which room may use which, no circle, and how large it may be. Read from the files, nothing is run."""
+"""The house of `utils/`: which room may use which, no circle, and how large it may be."""
 
 import re
 
@@ -7,11 +7,13 @@ import pytest
 from tests.helpers.folders import ROOT
 from tools import imports
 
-# From the ground up: a module may import from its own layer and from those before it. So nobody but pages and tests
-# imports `course`, and nobody but they, `__main__` and `course` imports the commands.
+# From the ground up: a module may import from its own layer and from those before it. So nobody but
+# pages and tests imports `course`, and nobody but they, `__main__` and `course` imports the
+# commands.
 LAYERS = ("kernels", "ground floor", "hf", "data", "evaluation", "commands", "course")
 MOST_LINES = {"ground floor": 2900, "transformer.py": 350, "without course": 7000}
-MOST_FILES = 17  # on the ground floor, `__init__` and `__main__` among them: room for deepseek, quantize and grpo
+# On the ground floor, `__init__` and `__main__` among them: room for deepseek, quantize and grpo.
+MOST_FILES = 17
 
 FILES = imports.modules()
 EDGES = imports.graph()
@@ -39,16 +41,16 @@ def test_no_import_runs_in_a_circle():
 def test_nothing_is_imported_from_a_room_above(name):
     own = layer(name)
     allowed = set(LAYERS[: LAYERS.index(own) + 1])
-    if name == f"{imports.PACKAGE}.__main__":
+    if name == "utils.__main__":
         allowed.add("commands")
-    above = {other: layer(other) for other in EDGES[name] if layer(other) not in allowed}
-    above.pop(imports.PACKAGE, None)  # utils/__init__.py: the course's name and its error, for every room
+    others = EDGES[name] - {"utils"}  # the course's name and its error, for every room
+    above = {other: layer(other) for other in others if layer(other) not in allowed}
     assert not above, f"{name}, in {own}, imports {above}"
 
 
 def test_nothing_imports_the_command_line():
-    assert not [name for name, others in EDGES.items() if f"{imports.PACKAGE}.__main__" in others]
-    assert EDGES[imports.PACKAGE] == set(), "utils/__init__.py is imported by every room"
+    assert not [name for name, others in EDGES.items() if "utils.__main__" in others]
+    assert EDGES["utils"] == set(), "utils/__init__.py is imported by every room"
 
 
 def test_the_ground_floor_is_small():
@@ -65,30 +67,33 @@ def test_the_package_is_small():
 def test_the_models_file_holds_the_model_alone():
     text = (ROOT / "utils" / "transformer.py").read_text("utf-8")
     assert len(text.splitlines()) <= MOST_LINES["transformer.py"]
-    assert re.findall(r"(?i)[^\n]*\b(?:cpus?|tpus?|gpus?|platforms?)\b[^\n]*|[^\n]*_(?:cpu|tpu|gpu)\b[^\n]*", text) == []
+    words = re.compile(r"(?i)(?<![a-z])(cpu|tpu|gpu|platform)s?(?![a-z])")
+    assert [line for line in text.splitlines() if words.search(line)] == []
 
 
-# ------------------------------------------------------------------------------------------------------ reading imports
+# ---------------------------------------------------------------------------------- reading imports
 
 
 def package(folder, **files):
+    """A package with these files; `room_a` is `room/a.py`. Returns its graph."""
     for name, text in files.items():
-        path = folder / "utils" / (name.replace("__", "/") + ".py")
+        path = folder / "utils" / f"{name.replace('room_', 'room/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return imports.graph(folder)
 
 
 def test_every_kind_of_import_is_seen(tmp_path):
-    edges = package(
+    package(
         tmp_path,
-        a="import numpy\nimport utils.b\nfrom utils import c, CourseError\nfrom utils.room import d as e\n",
+        __init__="",
+        a="import numpy\nimport utils.b\nfrom utils import c, CourseError\n"
+        "from utils.room import d as e\n",
         b="def f():\n    from utils.c import g\n",
         c="import importlib\nh = importlib.import_module('utils.room.d')\n",
-        room__d="from .. import b\nfrom . import e\nfrom .e import x\n",
-        room__e="",
+        room_d="from .. import b\nfrom . import e\nfrom .e import x\n",
+        room_e="",
     )
-    (tmp_path / "utils" / "__init__.py").write_text("")
     edges = imports.graph(tmp_path)
     assert edges == {
         "utils": set(),
@@ -103,4 +108,5 @@ def test_every_kind_of_import_is_seen(tmp_path):
 
 
 def test_without_a_circle_there_is_none(tmp_path):
-    assert imports.circle(package(tmp_path, a="from utils import b, c", b="from utils import c", c="")) == []
+    edges = package(tmp_path, a="from utils import b, c", b="from utils import c", c="")
+    assert imports.circle(edges) == []

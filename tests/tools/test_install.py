@@ -1,4 +1,4 @@
-"""`make install`: an environment with what is asked for, made once, made again when the requirements change."""
+"""`make install`: an environment made once, and again when the requirements change."""
 
 import os
 import shutil
@@ -10,8 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.helpers.folders import ROOT
-from tests.test_hosted import wheel
+from tests.helpers.folders import ROOT, wheel
 from tools import install
 
 needs_uv = pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
@@ -75,7 +74,9 @@ def test_a_failed_installation_is_tried_again(folder):
     (folder / "more.txt").write_text("other\nnot-to-be-had\n")
     done = run(folder)
     assert done.returncode == 2
-    assert "install: the packages were not installed" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        "install: the packages were not installed" in done.stderr and "Traceback" not in done.stderr
+    )
     (folder / "more.txt").write_text("other\n")
     assert run(folder).stdout, "what a failed installation left must not pass for the earlier one"
     assert helper(folder) == "1.0"
@@ -84,7 +85,9 @@ def test_a_failed_installation_is_tried_again(folder):
 def test_a_missing_file_is_named(folder):
     (folder / "constraints.txt").unlink()
     done = run(folder)
-    assert done.returncode == 2 and "no such file" in done.stderr and "constraints.txt" in done.stderr
+    assert (
+        done.returncode == 2 and "no such file" in done.stderr and "constraints.txt" in done.stderr
+    )
 
 
 def test_an_old_python_is_refused_in_one_line(monkeypatch, capsys):
@@ -102,7 +105,7 @@ def test_install_py_can_be_read_by_an_old_python():
     ast.parse((ROOT / "tools" / "install.py").read_text(), feature_version=(3, 7))
 
 
-# ------------------------------------------------------------------------------------------------ the requirement files
+# ---------------------------------------------------------------------------- the requirement files
 
 
 def lines(name):
@@ -117,7 +120,12 @@ def pins(name):
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-colab.txt"])
 def test_constraints_pin_every_requirement_within_its_range(name):
     pinned = pins(name)
-    wanted = [Requirement(r) for f in ("requirements.txt", "requirements-colab.txt") for r in lines(f) if r[0] != "-"]
+    wanted = [
+        Requirement(r)
+        for f in ("requirements.txt", "requirements-colab.txt")
+        for r in lines(f)
+        if r[0] != "-"
+    ]
     for need in wanted:
         pin = pinned.get(canonicalize_name(need.name))
         assert pin is not None, f"{need.name} is not in {name}: run `make constraints`"
@@ -126,7 +134,8 @@ def test_constraints_pin_every_requirement_within_its_range(name):
 
 
 def test_this_environment_is_one_of_the_tested_sets_or_says_so():
-    """CI's two unpinned jobs set COURSE_UNPINNED; elsewhere the tests run on what the constraints name."""
+    """CI's two unpinned jobs set COURSE_UNPINNED; elsewhere the tests run on what the constraints
+    name."""
     if os.environ.get("COURSE_UNPINNED"):
         pytest.skip("an unpinned environment was asked for")
     import importlib.metadata
@@ -137,7 +146,9 @@ def test_this_environment_is_one_of_the_tested_sets_or_says_so():
             for p in ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "jupyter-book")
         ):
             return
-    pytest.fail("the installed packages are neither constraints.txt nor constraints-colab.txt: run `make install`")
+    pytest.fail(
+        "the installed packages are neither constraints.txt nor constraints-colab.txt: run `make install`"
+    )
 
 
 def test_the_colab_requirements_drag_no_notebook_or_site_packages():

@@ -27,7 +27,8 @@ def server():
 
 
 @pytest.mark.parametrize(
-    "status, dead", [(200, False), (403, False), (429, False), (404, True), (410, True), (503, True)]
+    "status, dead",
+    [(200, False), (403, False), (429, False), (404, True), (410, True), (503, True)],
 )
 def test_verdict(server, status, dead):
     assert bool(linkcheck.verdict(f"{server}/{status}", tries=2, pause=0)) == dead
@@ -42,5 +43,9 @@ def test_links_are_found_with_their_places(tmp_path):
     own = "[b](https://github.com/lora-in-jax/lora-in-jax/issues) `https://not.a/link`\n"
     course(tmp_path, PAGE.replace("Between.", text + own))
     found = linkcheck.external_links(tmp_path)
-    assert set(found) == {"https://arxiv.org/abs/2106.09685", "https://docs.jax.dev/en/latest/", "https://a.b/c_(d)"}
+    assert set(found) == {
+        "https://arxiv.org/abs/2106.09685",
+        "https://docs.jax.dev/en/latest/",
+        "https://a.b/c_(d)",
+    }
     assert found["https://arxiv.org/abs/2106.09685"][0].startswith("chapters/01_page.md:")

@@ -1,4 +1,4 @@
-"""The site's own Sphinx extensions, on a book of two small notebooks: callouts, formulas, provenance, the widget's data."""
+"""The site's own Sphinx extensions, on a book of two small notebooks."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def built(tmp_path_factory) -> Path:
         "- file: chapters/01_fresh\n- file: chapters/02_stale\n- file: chapters/03_new\n"
     )
     (book / "chapters").mkdir()
-    fresh = RECORD | {"utils": module_hashes(["utils", "utils.data"])}
-    stale = RECORD | {"utils": {"utils.data": "0" * 16}}
+    fresh = RECORD | {"utils": module_hashes(["utils", "utils.course.checks", "utils.lora"])}
+    stale = RECORD | {"utils": {"utils.lora": "0" * 16}}
     other = RECORD | {"device": "NVIDIA H200", "profile": "large", "cores": None}
     nbformat.write(notebook(fresh, [other]), book / "chapters" / "01_fresh.ipynb")
     nbformat.write(notebook(stale), book / "chapters" / "02_stale.ipynb")
@@ -116,7 +116,10 @@ def test_callouts_become_cards(built):
     html = article(built, "chapters/01_fresh")
     for kind in ("predict", "see", "exercise", "warning"):
         assert html.count(f'class="callout callout-{kind}"') == 1
-    assert '<span class="callout-badge">warm-up</span><span class="callout-badge">5 minutes</span>' in html
+    assert (
+        '<span class="callout-badge">warm-up</span><span class="callout-badge">5 minutes</span>'
+        in html
+    )
     assert "<p>Does it <em>fall</em>?</p>" in html
     assert "<strong>You should see</strong> a line." in html
     assert html.count("<blockquote>") == 2, "an ordinary quote stays a quote"
@@ -134,13 +137,16 @@ def test_provenance_at_the_foot(built):
     html = article(built, "chapters/01_fresh")
     assert "Recorded on 2026-11-22: AMD &lt;EPYC&gt;, 2 cores" in html
     assert "1 min 35 s" in html and "TinyStories train: mirror" in html and "jax 0.10.2" in html
-    assert "Also run on 2026-11-22 (outputs not shown): NVIDIA H200, profile <code>large</code>" in html
+    assert (
+        "Also run on 2026-11-22 (outputs not shown): NVIDIA H200, profile <code>large</code>"
+        in html
+    )
     assert "Older than the package" not in html
 
 
 def test_provenance_says_when_the_package_moved_on(built):
     html = article(built, "chapters/02_stale")
-    assert "Older than the package:</strong> <code>utils.data</code>" in html
+    assert "Older than the package:</strong> <code>utils.lora</code>" in html
 
 
 def test_provenance_of_a_chapter_never_run(built):
@@ -166,7 +172,7 @@ def test_vocabulary_of_the_widget(built):
     """The merges are the kept file's; the classes are ranges that do not overlap."""
     text = (built / "_static" / "widgets" / "stories2048.js").read_text("utf8")
     data = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    kept = (ROOT / "utils" / "assets" / "stories2048.tiktoken").read_text("ascii").split()
+    kept = (ROOT / "utils" / "data" / "assets" / "stories2048.tiktoken").read_text("ascii").split()
     assert data["tokens"] == kept[0::2]
     for name in ("letters", "numbers", "spaces"):
         flat = [point for pair in data[name] for point in pair]

@@ -1,4 +1,4 @@
-"""The student edition holds no line of a solution, anywhere, and the search that says so finds one when it is there."""
+"""The student edition holds no line of a solution, and the search that says so finds one."""
 
 import json
 import os
@@ -35,11 +35,11 @@ def course(tmp_path_factory):
         "book/intro.md": '# Welcome\n\n[Teach](instructor/notes.md), <a href="instructor/notes.html">teach</a>.\n',
         "book/instructor/notes.md": "# Notes\n\nEveryone forgets ln 2.\n",
         "utils/__init__.py": 'COURSE = "lora-in-jax"\n',
-        "utils/checks/__init__.py": "",
-        "utils/checks/chapter_99.py": synthetic.CHECKS,
+        "utils/course/checks/__init__.py": "",
+        "utils/course/checks/chapter_99.py": synthetic.CHECKS,
         "tests/course/wrong_answers/chapter_99.py": f"WRONG = {synthetic.WRONG!r}\n",
-        "tests/test_exercises.py": "",
-        "tests/test_lora.py": "",
+        "tests/course/test_exercises.py": "",
+        "tests/models/test_lora.py": "",
         "chapters/99_small.md": synthetic.CHAPTER,
         "_build/html/old.html": "shrunk_by_ln_two = nats / np.log(2)",
     }
@@ -82,16 +82,28 @@ def test_edition_has_no_answers(course, edition):
         ("99.2", True, []),
     ]
     assert "The chapter goes on with the stub." in text
-    left_out = ["tests/course/wrong_answers", "tests/test_exercises.py", "book/instructor", "_build"]
+    left_out = [
+        "tests/course/wrong_answers",
+        "tests/course/test_exercises.py",
+        "book/instructor",
+        "_build",
+    ]
     assert not [name for name in left_out if (edition / name).exists()]
-    kept = ["tests/test_lora.py", "utils/checks/chapter_99.py", "_config.yml", "README.md"]
+    kept = [
+        "tests/models/test_lora.py",
+        "utils/course/checks/chapter_99.py",
+        "_config.yml",
+        "README.md",
+    ]
     assert all((edition / name).exists() for name in kept)
 
 
 def test_pairs_agree_and_recorded_outputs_stay(edition):
     stem = edition / "chapters" / "99_small"
     notebook = pairs.read_ipynb(stem.with_suffix(".ipynb"))
-    assert pairs.content_hash(notebook) == pairs.content_hash(pairs.read_md(stem.with_suffix(".md")))
+    assert pairs.content_hash(notebook) == pairs.content_hash(
+        pairs.read_md(stem.with_suffix(".md"))
+    )
     assert [cell.outputs[0].text for cell in notebook.cells if cell.get("outputs")] == ["2\n"]
     assert notebook.metadata["course"]["recorded"] == {"device": "cpu"}
     assert sync.sync_pair(stem, pairs.settings(edition), write=False) == ""
@@ -136,7 +148,7 @@ LEAKS = {
         '<pre><span class="n">shrunk_by_ln_two</span> <span class="o">=</span> <span>nats</span>'
         '<span> / </span><span>np</span><span>.</span>log(<span class="mi">2</span>)</pre>',
     ),
-    "check": ("utils/checks/chapter_99.py", LINE),
+    "check": ("utils/course/checks/chapter_99.py", LINE),
     "bytes": ("book/_static/blob.bin", "\0\0" + LINE),
 }
 
@@ -164,8 +176,8 @@ def test_a_leak_in_the_search_index_is_found(course, edition):
 def test_an_edition_that_would_leak_is_not_written(course, tmp_path):
     root = tmp_path / "course"
     shutil.copytree(course, root)
-    (root / "utils" / "checks" / "chapter_99.py").write_text(f"# {LINE}\n")
-    with pytest.raises(student.StudentError, match="utils/checks/chapter_99.py: a solution"):
+    (root / "utils" / "course" / "checks" / "chapter_99.py").write_text(f"# {LINE}\n")
+    with pytest.raises(student.StudentError, match="utils/course/checks/chapter_99.py: a solution"):
         student.make(root, tmp_path / "edition", OWN)
     assert not (tmp_path / "edition").exists()
 
@@ -195,7 +207,9 @@ def test_an_earlier_edition_is_brought_up_to_date(course, edition):
     assert tree(edition) == once
 
 
-@pytest.mark.parametrize("case", ["other files", "broken marker", "marker points outside", "a file"])
+@pytest.mark.parametrize(
+    "case", ["other files", "broken marker", "marker points outside", "a file"]
+)
 def test_other_folders_are_refused(course, tmp_path, case, capsys):
     folder = tmp_path / "mine"
     (tmp_path / "precious").write_text("x")
@@ -256,7 +270,9 @@ def test_the_real_edition_is_consistent(real):
     """Its own `make sync` has nothing to do, and its chapters can be collected by its own tests."""
     environment = os.environ | {"PYTHONPATH": str(real)}
     for command in (["tools/sync.py", "--check"], ["-m", "pytest", "--collect-only", "-q"]):
-        done = subprocess.run([sys.executable, *command], cwd=real, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=real, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 

@@ -1,4 +1,4 @@
-"""Pairs of .md and .ipynb: an edit on either side reaches the other, nothing is lost, a conflict stops."""
+"""Pairs of .md and .ipynb: an edit on either side reaches the other, a conflict stops."""
 
 import json
 import os
@@ -18,7 +18,7 @@ def stem(tmp_path):
 
 
 def run(stem, *flags):
-    return sync.main(["--root", str(stem.parents[2]), *flags])
+    return sync.main(["--root", str(stem.parents[1]), *flags])
 
 
 def md(stem):
@@ -53,7 +53,9 @@ def record_outputs(stem):
 
 
 def outputs(stem):
-    return [c.outputs[0].text if c.outputs else None for c in nb(stem).cells if c.cell_type == "code"]
+    return [
+        c.outputs[0].text if c.outputs else None for c in nb(stem).cells if c.cell_type == "code"
+    ]
 
 
 def snapshot(stem):
@@ -61,7 +63,7 @@ def snapshot(stem):
 
 
 def test_the_first_sync_makes_the_notebook_and_stamps_the_bootstrap_cell(stem):
-    settings = pairs.settings(stem.parents[2])
+    settings = pairs.settings(stem.parents[1])
     cell = next(c for c in nb(stem).cells if pairs.has_tag(c, "bootstrap"))
     assert cell.source == sync.bootstrap_source(settings)
     assert settings.repository in cell.source and settings.revision in cell.source
@@ -79,7 +81,7 @@ def test_a_second_sync_changes_nothing(stem, capsys):
 
 
 def test_the_rest_of_the_md_stays_as_its_author_wrote_it(stem):
-    settings = pairs.settings(stem.parents[2])
+    settings = pairs.settings(stem.parents[1])
     stamped = PAGE.replace(
         ":tags: [bootstrap, hide-input]\n",
         ":tags: [bootstrap, hide-input]\n" + sync.bootstrap_source(settings) + "\n",
@@ -136,7 +138,9 @@ def test_cells_added_in_jupyterlab_reach_the_md_with_their_tags(stem):
         new = [
             nbformat.v4.new_markdown_cell("One."),
             nbformat.v4.new_markdown_cell("Two."),
-            nbformat.v4.new_code_cell("1 + 1", metadata={"tags": ["hide-output"], "editable": True}),
+            nbformat.v4.new_code_cell(
+                "1 + 1", metadata={"tags": ["hide-output"], "editable": True}
+            ),
             nbformat.v4.new_code_cell(""),
         ]
         notebook.cells += new
@@ -147,7 +151,9 @@ def test_cells_added_in_jupyterlab_reach_the_md_with_their_tags(stem):
         "The end.\n\n+++\n\nOne.\n\n+++\n\nTwo.\n\n```{code-cell} ipython3\n:tags: [hide-output]\n1 + 1\n```\n\n"
         "```{code-cell} ipython3\n\n```\n"
     ) or md(stem).endswith("1 + 1\n```\n\n```{code-cell} ipython3\n```\n"), md(stem)[-300:]
-    assert pairs.content_hash(pairs.read_md(stem.with_suffix(".md"))) == pairs.content_hash(nb(stem))
+    assert pairs.content_hash(pairs.read_md(stem.with_suffix(".md"))) == pairs.content_hash(
+        nb(stem)
+    )
 
 
 def test_a_conflict_stops_names_the_file_and_writes_nothing(stem, capsys):
@@ -171,7 +177,9 @@ def test_a_conflict_is_settled_by_taking_a_side(stem, side, kept):
 
 def test_the_same_edit_on_both_sides_is_no_conflict(stem):
     edit_md(stem, "Between.", "Same.")
-    edit_nb(stem, lambda n: next(c for c in n.cells if c.source == "Between.").update(source="Same."))
+    edit_nb(
+        stem, lambda n: next(c for c in n.cells if c.source == "Between.").update(source="Same.")
+    )
     assert run(stem) == 0
     assert run(stem, "--check") == 0
 
@@ -189,7 +197,9 @@ def test_a_lost_side_is_made_again_from_the_other(stem):
     before = md(stem)
     stem.with_suffix(".md").unlink()
     assert run(stem) == 0
-    assert pairs.content(pairs.parse_md(before)) == pairs.content(pairs.read_md(stem.with_suffix(".md")))
+    assert pairs.content(pairs.parse_md(before)) == pairs.content(
+        pairs.read_md(stem.with_suffix(".md"))
+    )
 
 
 @pytest.mark.parametrize("text", ["", '{"cells": [', "<<<<<<< HEAD\n{}\n", "[]"])
@@ -231,7 +241,9 @@ def test_hide_output_is_folded_in_jupyterlab_too(stem):
     edit_md(stem, "```{code-cell} ipython3\nx", "```{code-cell} ipython3\n:tags: [hide-output]\nx")
     assert run(stem) == 0
     cell = next(c for c in nb(stem).cells if c.source.startswith("x ="))
-    assert cell.metadata["jupyter"] == {"outputs_hidden": True} and cell.metadata["collapsed"] is True
+    assert (
+        cell.metadata["jupyter"] == {"outputs_hidden": True} and cell.metadata["collapsed"] is True
+    )
     assert "outputs_hidden" not in md(stem)
 
 
@@ -239,7 +251,7 @@ def test_a_new_release_stamps_both_sides_and_keeps_the_outputs(stem):
     record_outputs(stem)
     assert run(stem) == 0
     code = pairs.code_hash(nb(stem))
-    project = stem.parents[2] / "pyproject.toml"
+    project = stem.parents[1] / "pyproject.toml"
     project.write_text(project.read_text().replace('revision = "', 'revision = "v9.9-'))
     assert run(stem, "--check") == 1
     assert run(stem) == 0
@@ -249,8 +261,10 @@ def test_a_new_release_stamps_both_sides_and_keeps_the_outputs(stem):
 
 
 def test_the_address_is_stamped_outside_the_notebooks(stem):
-    root = stem.parents[2]
-    (root / "_config.yml").write_text('repository:\n  url: "https://github.com/old/name"\n  branch: "v0"\n')
+    root = stem.parents[1]
+    (root / "_config.yml").write_text(
+        'repository:\n  url: "https://github.com/old/name"\n  branch: "v0"\n'
+    )
     (root / "README.md").write_text(
         "[Colab](https://colab.research.google.com/github/old/name/blob/v0/chapters/01_page.ipynb)\n"
         "git clone https://github.com/old/name\n[jax](https://github.com/jax-ml/jax)\n"
@@ -267,13 +281,21 @@ def test_the_address_is_stamped_outside_the_notebooks(stem):
 
 
 def test_the_map_in_the_readme_shows_links_and_recorded_minutes(stem):
-    readme = stem.parents[2] / "README.md"
-    row = "| 01 Page | x | 90 min | at most 3 min | not recorded yet |\n| 02 Next | x | 1 | 2 | 3 |\n"
+    readme = stem.parents[1] / "README.md"
+    row = (
+        "| 01 Page | x | 90 min | at most 3 min | not recorded yet |\n| 02 Next | x | 1 | 2 | 3 |\n"
+    )
     readme.write_text(f"<!-- chapters: begin -->\n{row}<!-- chapters: end -->\n")
 
     def change(notebook):
-        notebook.metadata["course"]["provenance"] = {"profile": "cpu", "seconds": 94.6, "device": "A CPU"}
-        notebook.metadata["course"]["runs"] = [{"profile": "large", "seconds": 41.2, "device": "A GPU"}]
+        notebook.metadata["course"]["provenance"] = {
+            "profile": "cpu",
+            "seconds": 94.6,
+            "device": "A CPU",
+        }
+        notebook.metadata["course"]["runs"] = [
+            {"profile": "large", "seconds": 41.2, "device": "A GPU"}
+        ]
 
     edit_nb(stem, change)
     assert run(stem) == 0
