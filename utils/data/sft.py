@@ -1,18 +1,21 @@
-"""Supervised fine-tuning data: from problems with answers to rows of tokens, and which of them are graded.
+"""Supervised fine-tuning data: from problems with answers to rows of tokens, and which of them
+count in the loss.
 
-    problem -> prompt, answer (text, by the chat template) -> tokens -> rows {inputs, targets, weights, segments} [R, T]
+    problem -> prompt, completion (text, by the chat template) -> tokens
+            -> rows {inputs, targets, loss_mask, segment_ids} [R, T]
 
-The loss is taken on the answer only: `weights` is 1 where the target is a token of the answer, its end included, and 0
-elsewhere. Trained on everything, a model also learns to write questions. Several examples share a row (packing), numbered
-by `segments`, which keep attention apart. An example that is longer than the window is skipped, or cut: a cut answer ends
-where the window ends, and never in an end-of-text, or the model would learn to stop in mid-sentence.
+The loss is taken on the completion only: `loss_mask` is 1 where the target is a completion token,
+its end-of-text included, and 0 elsewhere. Trained on everything, a model also learns to write
+questions. Several examples share a row (packing), numbered by `segment_ids`, which keep attention
+apart. An example longer than a row is skipped, or cut: a cut completion ends where the row ends,
+and never in an end-of-text, or the model would learn to stop in mid-sentence.
 """
 
 import dataclasses
 import hashlib
 import json
 import logging
-import os
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,29 +25,38 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from utils import CourseError
-from utils.data import packing
-from utils.hf.chat import Tokenizer
+from utils import CourseError, checkpoints
+from utils.data.packing import assign_rows, endless
 from utils.data.problems import Problem
+from utils.hf.chat import Tokenizer
 
 logger = logging.getLogger(__name__)
-VERSION = 1  # of what `tokenise` makes: a new number leaves old caches behind
+VERSION = 1  # of what `tokenise` returns: a new number leaves old caches behind
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Tokenised examples in one line: example i is `ids[starts[i]:starts[i + 1]]`, its first `prompts[i]` are the prompt."""
+    """Tokenised examples in one line; the first `prompts[i]` tokens of example i are its prompt.
+
+    Example i is `ids[starts[i]:starts[i + 1]]`.
+    """
 
     ids: Int32[np.ndarray, "N"]
     starts: Int64[np.ndarray, "E+1"]
     prompts: Int32[np.ndarray, "E"]
+
+    @classmethod
+    def of(cls, rows: Sequence[np.ndarray], prompts: Sequence[int]) -> "Examples":
+        """From the tokens of each example, and how many of them are the prompt."""
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        return cls(np.concatenate(rows), starts, np.array(prompts, np.int32))
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "E"]:
-        """Tokens of each example, prompt and answer."""
+        """Tokens of each example, prompt and completion."""
         return np.diff(self.starts)
 
     def example(self, i: int) -> tuple[np.ndarray, int]:
@@ -53,127 +65,142 @@ class Examples:
 
 
 def render(problem: Problem, tok: Tokenizer, chat: bool = True) -> tuple[str, str]:
-    """(prompt, answer) as text; joined, they are the text to learn from, without the end-of-text.
+    """(prompt, completion) as text; joined, they are the text to learn from, without the end-of-text.
 
-    By the model's chat template, with the answer's reasoning kept; not `chat`, for base models: the message as it is.
-    The prompt is to the letter what the model will be asked with later.
+    By the model's chat template, with the answer's reasoning kept; not `chat`, for base models: the
+    message as it is. The prompt is to the letter what the model will be asked with later.
     """
     if not chat:
         return problem.messages[-1]["content"], problem.response
     prompt = tok.chat(problem.messages)
-    opened = prompt[len(tok.chat(problem.messages, add_generation_prompt=False)) :]
-    answer = problem.response
-    if opened.rstrip().endswith("<think>"):  # R1's prompt opens the reasoning: an answer must not open it again
-        answer = answer.strip().removeprefix("<think>").lstrip("\n")
-    return prompt, answer
+    opening = prompt[len(tok.chat(problem.messages, add_generation_prompt=False)) :]
+    completion = problem.response
+    if opening.rstrip().endswith("<think>"):  # R1's prompt opens the reasoning: not twice
+        completion = completion.strip().removeprefix("<think>").lstrip("\n")
+    return prompt, completion
 
 
-def tokenise(problems: Sequence[Problem], tok: Tokenizer, chat: bool = True, cache: Path | None = None) -> Examples:
-    """Every problem as tokens, with the end-of-text after its answer.
+def tokenise(
+    problems: Sequence[Problem], tok: Tokenizer, chat: bool = True, cache: Path | None = None
+) -> Examples:
+    """Every problem as tokens, with the end-of-text after its completion.
 
-    Prompt and answer are encoded apart and joined, as a model meets them: it reads the prompt, and then goes on. With a
-    `cache` folder the result is kept there, under the checksum of everything that it depends on.
+    Prompt and completion are encoded apart and joined, as a model meets them: it reads the prompt,
+    and then goes on. With a `cache` folder the result is kept there, under the checksum of
+    everything that it depends on.
     """
     if not problems:
         raise CourseError("problems: expected at least one, found none: there is nothing to learn")
     if tok.eos_token_id is None:
-        raise CourseError(f"{tok.name}: expected a tokenizer with an end-of-text token, found none")
+        what = "expected a tokenizer with an end-of-text token, found none"
+        raise CourseError(f"{tok.name}: {what}")
     key = hashlib.sha256(f"{VERSION} {tok.digest} {chat}".encode())
     for problem in problems:
         key.update(json.dumps([problem.messages, problem.response]).encode())
-    path = None if cache is None else cache / "tokens" / f"{key.hexdigest()[:32]}.npz"
-    if path is not None and path.exists():
+    kept = None if cache is None else cache / "tokens" / key.hexdigest()[:32]
+    if kept is not None and kept.exists():
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
-                return Examples(found["ids"], found["starts"], found["prompts"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # a damaged cache is made again
-            path.unlink(missing_ok=True)
+            with np.load(kept / "examples.npz", allow_pickle=False) as arrays:
+                return Examples(**arrays)
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+            shutil.rmtree(kept, ignore_errors=True)  # damaged: tokenised again
     rows, prompts = [], []
     for problem in problems:
-        prompt, answer = (tok.encode(text, begin=not i) for i, text in enumerate(render(problem, tok, chat)))
-        rows.append(np.array([*prompt, *answer, tok.eos_token_id], np.int32))
-        prompts.append(len(prompt))
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    examples = Examples(np.concatenate(rows), starts, np.array(prompts, np.int32))
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(unfinished, **vars(examples))
-        os.replace(unfinished, path)
+        prompt, completion = render(problem, tok, chat)
+        ids = tok.encode(prompt)
+        prompts.append(len(ids))
+        ids += [*tok.encode(completion, begin=False), tok.eos_token_id]
+        rows.append(np.array(ids, np.int32))
+    examples = Examples.of(rows, prompts)
+    if kept is not None:
+        try:
+            with checkpoints.atomic_dir(kept) as temporary:
+                np.savez(temporary / "examples.npz", **vars(examples))
+        except CourseError as error:  # a full disk, or another process was first
+            logger.warning(f"tokens not cached: {error}")
     return examples
 
 
-def fitting(examples: Examples, windows: Sequence[int]) -> dict[int, int]:
-    """How many examples fit a window of so many tokens, for each."""
-    return {window: int((examples.lengths - 1 <= window).sum()) for window in windows}
+def fitting(examples: Examples, lengths: Sequence[int]) -> dict[int, int]:
+    """How many examples fit a row of so many tokens, for each length."""
+    return {length: int((examples.lengths - 1 <= length).sum()) for length in lengths}
 
 
-def within(examples: Examples, window: int, *, cut: bool = False) -> Examples:
-    """The examples that fit `window`; with `cut` the longer ones too, their answers cut off. Says how many.
+def within(examples: Examples, max_seq_length: int, *, cut: bool = False) -> Examples:
+    """The examples that fit a row; with `cut` the longer ones too, their completions cut off. Logs
+    how many.
 
-    An example has one input less than tokens. One whose prompt alone fills the window has no answer left, and is
-    skipped in either case. Raises CourseError when none is left.
+    An example has one input less than tokens. One whose prompt alone fills the row has no
+    completion left, and is skipped in either case. Raises CourseError when none is left.
     """
-    if window < 2:
-        raise CourseError(f"window: expected at least 2 tokens, found {window}")
+    T = max_seq_length
+    if T < 2:
+        raise CourseError(f"max_seq_length: expected at least 2 tokens, found {T}")
     lengths = examples.lengths
-    long, hopeless = lengths - 1 > window, examples.prompts > window
-    kept = np.flatnonzero(~hopeless if cut else ~long)
+    too_long, no_room = lengths - 1 > T, examples.prompts > T
+    kept = np.flatnonzero(~no_room if cut else ~too_long)
     if not len(kept):
         raise CourseError(
-            f"window: {window} tokens are too few: the shortest of {len(lengths)} examples has {lengths.min() - 1}: "
-            f"give at least {int(np.quantile(lengths - 1, 0.9))}, which nine in ten fit"
+            f"max_seq_length: {T} tokens are too few: the shortest of {len(lengths)} examples has"
+            f" {lengths.min() - 1}: give at least {int(np.quantile(lengths - 1, 0.9))},"
+            " which nine in ten fit"
         )
-    if long.any():
-        was = f"{int((long & ~hopeless).sum())} cut, {int(hopeless.sum())} skipped" if cut else "skipped"
-        logger.info(
-            f"{int(long.sum())} of {len(lengths)} examples are longer than the window of {window} tokens: {was}"
-        )
-    rows = [examples.example(i)[0][: window + 1] for i in kept]
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return Examples(np.concatenate(rows), starts, examples.prompts[kept])
+    if too_long.any():
+        cuts = int((too_long & ~no_room).sum())
+        done = f"{cuts} cut, {int(no_room.sum())} skipped" if cut else "skipped"
+        count = int(too_long.sum())
+        logger.info(f"{count} of {len(lengths)} examples are longer than {T} tokens: {done}")
+    rows = [examples.example(i)[0][: T + 1] for i in kept]
+    return Examples.of(rows, examples.prompts[kept])
 
 
 def to_rows(
-    examples: Examples, window: int, *, packing: bool = True, answer_only: bool = True
+    examples: Examples, max_seq_length: int, *, packing: bool = True, completion_only: bool = True
 ) -> dict[str, np.ndarray]:
-    """Rows of `window` places: inputs, targets, segments [R, T] int32 and weights [R, T] float32.
+    """Rows of `max_seq_length` tokens: inputs, targets, segment_ids [R, T] int32 and loss_mask [R,
+    T] float32.
 
-    With `packing`, whole examples share a row where they fit, longest first (best fit); without, one a row. Segment 0 is
-    padding: no weight, and no example sees it. `examples` come from `within`.
+    With `packing`, whole examples share a row where they fit, longest first (best fit); without,
+    one a row. Segment 0 is padding: not in the loss, and no example sees it. `examples` come from
+    `within`.
     """
     sizes = examples.lengths - 1
-    placed = packing.assign_rows(sizes, window) if packing else [[i] for i in range(len(examples))]
-    shape = len(placed), window
+    assigned = assign_rows(sizes, max_seq_length) if packing else [[i] for i in range(len(sizes))]
+    shape = len(assigned), max_seq_length
     rows = {name: np.zeros(shape, np.int32) for name in ("inputs", "targets", "segment_ids")}
     rows["loss_mask"] = np.zeros(shape, np.float32)
-    for row, members in enumerate(placed):
-        at = 0
+    for row, members in enumerate(assigned):
+        start = 0
         for number, i in enumerate(members, start=1):
             ids, prompt = examples.example(i)
-            place = slice(at, at + len(ids) - 1)
-            rows["inputs"][row, place], rows["targets"][row, place] = ids[:-1], ids[1:]
-            rows["segment_ids"][row, place] = number
-            # The target at place t is token t + 1: the answer's first token is the target at the prompt's last place.
-            rows["loss_mask"][row, place] = np.arange(1, len(ids)) >= (prompt if answer_only else 1)
-            at += len(ids) - 1
+            here = row, slice(start, start + len(ids) - 1)
+            rows["inputs"][here], rows["targets"][here] = ids[:-1], ids[1:]
+            rows["segment_ids"][here] = number
+            # Target t is token t + 1: the first completion token is the target of the prompt's last.
+            first = prompt if completion_only else 1
+            rows["loss_mask"][here] = np.arange(1, len(ids)) >= first
+            start += len(ids) - 1
     return rows
 
 
-def batches(rows: dict[str, np.ndarray], batch_size: int, *, seed: int = 0) -> grain.DatasetIterator:
+def batches(
+    rows: dict[str, np.ndarray], batch_size: int, *, seed: int = 0
+) -> grain.DatasetIterator:
     """Endless batches of rows, in a new order each epoch. `get_state` and `set_state` continue exactly.
 
-    `batch_size` is that of all processes together; each gets its own part, out of the same order. So a run may be
-    continued with another number of processes.
+    `batch_size` is that of all processes together; each gets its own part, out of the same order.
+    So a run may be continued with another number of processes.
     """
     count, hosts, host = len(rows["inputs"]), jax.process_count(), jax.process_index()
     if batch_size % hosts:
-        raise CourseError(f"batch: expected a multiple of the {hosts} processes, found {batch_size}")
+        what = f"expected a multiple of the {hosts} processes, found {batch_size}"
+        raise CourseError(f"batch_size: {what}")
     if count < batch_size:
-        raise CourseError(
-            f"batch: expected at most {count} (the rows of this data), found {batch_size}: add examples, or shorten it"
-        )
+        what = f"expected at most {count} (the rows of this data), found {batch_size}"
+        raise CourseError(f"batch_size: {what}: add examples, or make the batch smaller")
     mine = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
-    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size, drop_remainder=True)
-    dataset = order.map(lambda numbers: {name: array[np.asarray(numbers)[mine]] for name, array in rows.items()})
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+    def take(numbers) -> dict[str, np.ndarray]:
+        return {name: array[np.asarray(numbers)[mine]] for name, array in rows.items()}
+
+    return endless(grain.MapDataset.range(count).seed(seed).shuffle().repeat(), batch_size, take)

@@ -2,13 +2,14 @@ r"""Is an answer right? Three questions, kept apart, and the same for every mode
 
 - `extract`: which answer does a text give? Lenient, so that a model which knows the number but not the form is not
   called wrong: the last `\boxed{...}`, else what follows the last `####` (GSM8K's mark), else the last number.
-- `formatted`: does it give it in the form that was asked for? That is scored apart.
+- `formatted`: does it give it in the form that the prompt asks for? That is scored apart.
 - `equal`: do two answers mean the same? `\frac{1}{2}` is 0.5, and `\{2, 1\}` is `\{1, 2\}`. The library math-verify
   (Hugging Face) decides, on top of SymPy.
 
 An answer comes out of a model: it can be `9^{9^{9^{9}}}`, which nobody can compute. math-verify ends such work by a
 signal, which exists in a process's main thread alone, and does not interrupt the arithmetic of huge numbers. So it
-works in a process of its own (`python -m utils.answers`), which is ended when it does not reply in time.
+works in a process of its own (`judge.py`), which is killed when it does not reply in time. A pool of `multiprocessing`
+would not do: its processes import the caller's script again, and jax with it.
 """
 
 import atexit
@@ -22,36 +23,17 @@ import threading
 from pathlib import Path
 
 from utils import CourseError
+from utils.data.problems import BOX, answer_part, boxes
 
 logger = logging.getLogger(__name__)
 SECONDS = 10.0  # for one comparison, of which nearly all take milliseconds
 START_SECONDS = 120.0  # for the process to import SymPy, on a busy machine
+# A sign, a currency, digits with or without thousands' commas, decimals, a denominator, a per cent sign.
 NUMBER = (
-    r"(?<![\w.])[-+−]?[$€£]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?(?:\\?%)?"
+    r"(?<![\w.])[-+−]?[$€£]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
+NUMBER += r"(?:/[0-9]+)?(?:\\?%)?"
 UNIT = r"(?:[A-Za-z]{3,}|[cmk]m|kg|lb|oz|ft|in|ml|m/s|km/h)\b[A-Za-z ./^\d]*"
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-
-
-def answer_part(text: str) -> str:
-    """What comes after the reasoning: the text behind the last `</think>`, or all of it."""
-    return text.rpartition("</think>")[2]
-
-
-def boxes(text: str) -> list[str]:
-    r"""The contents of each `\boxed{...}` that is closed and not empty, in order; braces inside may be nested."""
-    found = []
-    for start in BOX.finditer(text):
-        depth, at = 1, start.end()
-        while at < len(text) and depth:
-            if text[at] == "\\":  # \{ and \} are characters of the answer
-                at += 1
-            else:
-                depth += {"{": 1, "}": -1}.get(text[at], 0)
-            at += 1
-        if not depth and (inside := text[start.end() : at - 1].strip()):
-            found.append(inside)
-    return found
 
 
 def extract(text: str) -> str | None:
@@ -71,7 +53,7 @@ def extract(text: str) -> str | None:
 
 
 def formatted(text: str) -> bool:
-    r"""Whether the answer has the form that was asked for: behind the reasoning exactly one `\boxed{...}`, closed, filled.
+    r"""Whether exactly one `\boxed{...}` stands behind the reasoning, closed and not empty.
 
     A text that opens `<think>` and does not close it has no answer part.
     """
@@ -81,15 +63,15 @@ def formatted(text: str) -> bool:
     return len(boxes(part)) == 1 == len(BOX.findall(part))
 
 
-def equal(found: str | None, wanted: str) -> bool:
-    """Whether `found` means the same as the reference answer `wanted`, as math-verify judges; False for None.
+def equal(answer: str | None, reference: str) -> bool:
+    """Whether an answer means the same as the reference, as math-verify judges; False for None.
 
-    An answer that cannot be read, or not be compared within `SECONDS`, is not equal. Safe to call from any thread.
-    Raises CourseError where the process that compares cannot be started.
+    An answer that cannot be read, or not be compared within `SECONDS`, is not equal. Safe to call
+    from any thread. Raises CourseError where the process that compares cannot be started.
     """
-    if found is None or not found.strip():
+    if answer is None or not answer.strip():
         return False
-    return _judge.ask(tidy(found), tidy(wanted))
+    return _judge.same(tidy(answer), tidy(reference))
 
 
 def tidy(answer: str) -> str:
@@ -97,26 +79,40 @@ def tidy(answer: str) -> str:
     answer = re.sub(r"^[\s$*_]+|[\s$*_.,;]+$", "", answer.replace("~", " ").replace("−", "-"))
     answer = re.sub(r"^\\[(\[]|\\[)\]]$", "", answer).strip()
     # "12 dollars" would be 12·d·o·l·l·a·r·s, and "listen" would equal "silent".
-    if found := re.fullmatch(rf"({NUMBER})\s+({UNIT})", answer):
-        return rf"{found[1]} \text{{ {found[2]} }}"
+    if match := re.fullmatch(rf"({NUMBER})\s+({UNIT})", answer):
+        return rf"{match[1]} \text{{ {match[2]} }}"
     return rf"\text{{{answer}}}" if re.fullmatch(r"[A-Za-z][A-Za-z' -]{3,}", answer) else answer
 
 
-class _Judge:
-    """The process that compares, started when it is first asked, and again after it had to be ended."""
+class Judge:
+    """The process that compares, started at the first comparison, and again after it had to be
+    killed."""
 
     def __init__(self):
         self.lock, self.process = threading.Lock(), None
 
-    def ask(self, found: str, wanted: str) -> bool:
+    def same(self, answer: str, reference: str) -> bool:
+        """Whether the two mean the same; False, with a warning, where that takes too much time or
+        memory."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
-                self._start()
-            reply = self._exchange(json.dumps([found, wanted]), SECONDS)
-            if not reply:  # out of time, or out of memory
-                logger.warning(f"answers: {found!r:.60} could not be compared with {wanted!r:.60}: counted as wrong")
+                self.start()
+            reply = self._exchange(answer, reference, SECONDS)
+            if not reply:
+                pair = f"{answer!r:.60} could not be compared with {reference!r:.60}"
+                logger.warning(f"answers: {pair}: counted as wrong")
                 self.stop()
-            return reply.strip() == "true"
+            return reply == "true"
+
+    def start(self) -> None:
+        self.stop()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        command = [sys.executable, "-P", str(Path(__file__).with_name("judge.py"))]
+        self.process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8")
+        if self._exchange("1", "1", START_SECONDS) != "true":
+            self.stop()
+            what = "math-verify does not run: run `make install`, or pip install math-verify"
+            raise CourseError(f"answers: {what}")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -127,65 +123,20 @@ class _Judge:
                 with contextlib.suppress(OSError):  # a line that nobody will read
                     pipe.close()
 
-    def _start(self) -> None:
-        self.stop()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "utils.answers"],
-            cwd=Path(__file__).resolve().parents[1],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        if self._exchange(json.dumps(["1", "1"]), START_SECONDS).strip() != "true":
-            self.stop()
-            raise CourseError("answers: math-verify does not run: run `make install`, or pip install math-verify")
-
-    def _exchange(self, line: str, seconds: float) -> str:
-        """One line there, one line back; empty where the process ended or, out of time, was ended."""
+    def _exchange(self, answer: str, reference: str, seconds: float) -> str:
+        """One line there, one line back; empty where the process ended or, out of time, was killed."""
         process = self.process
         timer = threading.Timer(seconds, process.kill)
         timer.start()
         try:
-            process.stdin.write(line + "\n")
+            process.stdin.write(json.dumps([answer, reference]) + "\n")
             process.stdin.flush()
-            return process.stdout.readline()
+            return process.stdout.readline().strip()
         except OSError:  # it is gone
             return ""
         finally:
             timer.cancel()
 
 
-_judge = _Judge()
+_judge = Judge()
 atexit.register(_judge.stop)
-
-
-def _compare(found: str, wanted: str) -> bool:
-    """In the process of its own: math-verify's judgement."""
-    from math_verify import parse, verify
-
-    gold, target = (parse(rf"$\boxed{{{answer}}}$", parsing_timeout=None) for answer in (wanted, found))
-    return verify(gold, target, timeout_seconds=None)
-
-
-def main() -> None:
-    """Pairs as JSON lines in, true or false out, until the input ends."""
-    logging.disable(logging.CRITICAL)  # math-verify reports what it cannot read
-    try:
-        import resource  # not on Windows
-
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # 4 GB: huge numbers should not take the machine's
-    except (ImportError, OSError, ValueError):
-        pass
-    for line in sys.stdin:
-        found, wanted = json.loads(line)
-        try:
-            right = bool(_compare(found, wanted))
-        except (Exception, RecursionError, MemoryError):
-            right = False
-        print(json.dumps(right), flush=True)
-
-
-if __name__ == "__main__":
-    main()

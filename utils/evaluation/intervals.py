@@ -1,35 +1,37 @@
-"""How far can a share that was measured on a sample be from the truth? Intervals that hold it 95 times in 100.
+"""How far can a share that was measured on a sample be from the truth? Intervals that hold it 95
+times in 100.
 
-30 right answers of 100 do not make a model that answers 30% of all such problems: with 100 others it might be 25 or 36.
-`wilson` says within which bounds the true share lies. Two models that answer the same problems are compared problem by
-problem by `newcombe`: most problems are easy for both or hard for both, and only the others tell the models apart.
+30 right answers of 100 do not make a model that answers 30% of all such problems: with 100 others
+it might be 25 or 36. `wilson` says within which bounds the true share lies. Two models that answer
+the same problems are compared problem by problem by `newcombe`: most problems are easy for both or
+hard for both, and only the others tell the models apart.
 """
 
 import math
 
 import numpy as np
 from jaxtyping import Bool
-
-Z = 1.959963984540054  # of a normal distribution, 95% lies within so many standard deviations
+from scipy.stats import binomtest
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a share of which a sample of n shows `right` (Wilson 1927). Holds for 0 of n and n of n too."""
-    p = right / n
-    middle, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return max(0.0, (middle - half) / (1 + Z**2 / n)), min(1.0, (middle + half) / (1 + Z**2 / n))
+    """The 95% interval of a share of which a sample of n shows `right` (Wilson 1927); also for 0
+    and n."""
+    interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def newcombe(first: Bool[np.ndarray, "N"], second: Bool[np.ndarray, "N"]) -> tuple[float, float]:
     """The 95% interval of the share of `second` less that of `first`, of the same N problems.
 
-    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): Wilson's interval of each share, put together
-    with the correlation of the two, which a continuity correction makes smaller.
+    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): Wilson's interval of each
+    share, put together with the correlation of the two, which a continuity correction makes
+    smaller.
     """
     n = len(first)
     both, neither = int((first & second).sum()), int((~first & ~second).sum())
     p, q = float(second.mean()), float(first.mean())
-    (p_low, p_high), (q_low, q_high) = wilson(int(second.sum()), n), wilson(int(first.sum()), n)
+    (p_low, p_high), (q_low, q_high) = (wilson(int(x.sum()), n) for x in (second, first))
     excess = both * neither - int((second & ~first).sum()) * int((first & ~second).sum())
     excess = max(excess - n / 2, 0) if excess > 0 else excess
     product = n**4 * p * (1 - p) * q * (1 - q)
