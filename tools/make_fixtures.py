@@ -1,9 +1,10 @@
-"""Make tests/fixtures: tiny random checkpoints with what transformers and peft compute from them.
+"""Make tiny random checkpoints, with what transformers and peft compute from them.
 
     make install-peers
     .venv-peers/bin/python tools/make_fixtures.py [FOLDER]          # seconds
 
-Each folder is a Hugging Face checkpoint as `save_pretrained` writes it, and beside it
+Without FOLDER, those that pages read too go to utils/course/assets/models, the others to
+tests/fixtures. Each folder is a Hugging Face checkpoint as `save_pretrained` writes it, and beside it
 `reference.safetensors`: tokens [2, 12], and, computed by transformers in float32, logits [2, 12,
 V], every hidden state [L+1, 2, 12, D] and the next 12 greedy tokens. So the course's port is
 compared with the original where torch is not installed. Weights are larger than usual at random
@@ -27,7 +28,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-HOME = Path(__file__).resolve().parents[1] / "tests" / "fixtures"  # or the folder that is named
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES, MODELS = ROOT / "tests" / "fixtures", ROOT / "utils" / "course" / "assets" / "models"
+FOR_TESTS = ("qwen2-fp16", "peft-adapter", "peft-adapter-rslora")
 PROMPTS = ("The cat sat on the mat and slept all day.", "One day a red bird came to the big tree.")
 TEXTS = [
     *PROMPTS,
@@ -235,7 +238,7 @@ def write_config(folder: Path, dtype: str, rewrite) -> None:
 
 
 def checkpoint(name: str, config, *, seed: int) -> None:
-    folder = HOME / name
+    folder = home(name) / name
     shutil.rmtree(folder, ignore_errors=True)
     dtype = str(config.dtype or "float32").removeprefix("torch.")
     model = build(copy.deepcopy(config), seed)
@@ -274,7 +277,7 @@ def checkpoint(name: str, config, *, seed: int) -> None:
 def adapter(name: str, *, seed: int, **options) -> None:
     """An adapter as peft makes it, on qwen2-untied, its B set to random numbers as if it had been
     trained."""
-    base, folder = HOME / "qwen2-untied", HOME / name
+    base, folder = home("qwen2-untied") / "qwen2-untied", home(name) / name
     shutil.rmtree(folder, ignore_errors=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     torch.manual_seed(seed)
@@ -310,25 +313,29 @@ def first_good(make, *args, **options) -> None:
     raise SystemExit(f"{args[0]}: no seed suits")
 
 
-def main(folder: str | None = None) -> None:
-    global HOME
-    HOME = Path(folder) if folder else HOME
+def home(name: str) -> Path:
+    """Where a checkpoint or an adapter goes: into the folder that was named, or to its like."""
+    return Path(sys.argv[1]) if len(sys.argv) > 1 else FIXTURES if name in FOR_TESTS else MODELS
+
+
+def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
-    HOME.mkdir(parents=True, exist_ok=True)
     for name, config in CHECKPOINTS.items():
         first_good(checkpoint, name, config)
     first_good(adapter, "peft-adapter")
     first_good(adapter, "peft-adapter-rslora", use_rslora=True)
-    for path in HOME.rglob("*.safetensors"):
+    places = {home(name) for name in (*CHECKPOINTS, *FOR_TESTS)}
+    files = [path for place in places for path in place.rglob("*.safetensors")]
+    for path in files:
         path.chmod(0o644)  # safetensors makes files that only their owner may read
     modules = (torch, transformers, peft, safetensors, tokenizers)
     versions = {"python": platform.python_version()}
     versions |= {module.__name__: module.__version__ for module in modules}
-    (HOME / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
-    total = sum(path.stat().st_size for path in HOME.rglob("*") if path.is_file())
-    print(f"{total / 1e6:.2f} MB in all, with {versions}")
+    (home(FOR_TESTS[0]) / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
+    total = sum(path.stat().st_size for path in files)
+    print(f"{total / 1e6:.2f} MB of safetensors in all, with {versions}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,4 +1,5 @@
-"""Make a checkpoint of a real model's size with random weights, to try loading, memory and speed without a download.
+"""Make a checkpoint of a real model's size with random weights, to try loading, memory and speed
+without a download.
 
     python tools/make_random_checkpoint.py --like R1 /somewhere/r1-random     # 3.55 GB of bfloat16
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import checkpoints
-from tests.helpers.checkpoints import HOME
+from tests.helpers.checkpoints import folder_of
 from tests.helpers.folders import ROOT
 from utils import generate, lora
 from utils.__main__ import main
@@ -21,7 +22,7 @@ from utils.commands import options
 from utils.commands.arguments import COMMANDS, parse
 from utils.hf import chat, weights
 
-MODEL = str(HOME / "qwen2-untied")
+MODEL = str(folder_of("qwen2-untied"))
 PROMPTS = checkpoints.texts("qwen2-untied")["prompts"]
 GREEDY = checkpoints.texts("qwen2-untied")["greedy"]
 
@@ -58,7 +59,7 @@ def test_the_greedy_text_is_that_of_transformers(capsys, which):
 
 def test_a_tokenizer_that_adds_its_first_token(capsys):
     texts = checkpoints.texts("llama-tied")
-    out = good(capsys, words(model=str(HOME / "llama-tied"), prompt=texts["prompts"][0]))
+    out = good(capsys, words(model=str(folder_of("llama-tied")), prompt=texts["prompts"][0]))
     assert out == texts["greedy"][0] + "\n"
 
 
@@ -73,7 +74,7 @@ def test_several_prompts_as_json(capsys):
 
 
 def test_an_adapter_is_used(capsys):
-    text = good(capsys, words("--adapter", str(HOME / "peft-adapter")))
+    text = good(capsys, words("--adapter", str(folder_of("peft-adapter"))))
     tok = chat.Tokenizer.from_folder(MODEL)
     assert text == tok.decode(checkpoints.reference("peft-adapter")["greedy"][0]) + "\n"
     assert text != GREEDY[0] + "\n"
@@ -96,7 +97,7 @@ def test_a_seed_reproduces(capsys):
 
 def test_padded_rows_of_the_vocabulary_are_never_sampled():
     """In this fixture they are the likeliest at most positions; one of them has no text."""
-    model, tok = weights.load(HOME / "qwen2-untied"), chat.Tokenizer.from_folder(MODEL)
+    model, tok = weights.load(folder_of("qwen2-untied")), chat.Tokenizer.from_folder(MODEL)
     completions = generate.generate(model, tok, PROMPTS * 4, 40, temperature=3.0, seed=1)
     ids = [i for completion in completions for i in completion.ids]
     assert len(ids) > 50 and max(ids) < tok.n_vocab == 150
@@ -126,7 +127,7 @@ def a_nan(tensors: dict) -> None:
 def larger_tokenizer(folder: Path) -> None:
     """The model has 128 words, the tokenizer 150."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((HOME / "qwen2-untied" / name).read_bytes())
+        (folder / name).write_bytes((folder_of("qwen2-untied") / name).read_bytes())
 
 
 def a_pickle_file(tmp_path: Path) -> str:
@@ -202,7 +203,7 @@ MODELS = {
         ),
         "model-00001",
     ),
-    "an adapter instead of a model": (lambda tmp_path: str(HOME / "peft-adapter"), "config.json"),
+    "an adapter instead of a model": (lambda tmp_path: str(folder_of("peft-adapter")), "config.json"),
     "a folder with nothing in it": (lambda tmp_path: str(tmp_path), "config.json"),
 }
 
@@ -229,7 +230,7 @@ def test_wrong_models(case, capsys, tmp_path):
 
 
 def test_an_adapter_for_another_base(capsys):
-    args = words("--adapter", str(HOME / "peft-adapter"), model=str(HOME / "llama-tied"))
+    args = words("--adapter", str(folder_of("peft-adapter")), model=str(folder_of("llama-tied")))
     refused(capsys, args, "another base")
 
 
@@ -307,17 +308,18 @@ def test_help_and_a_wrong_flag_need_neither_jax_nor_numpy(args, status):
     assert done.stderr.splitlines()[-1] == f"status {status} heavy []", done.stderr
 
 
-def test_help_explains_every_flag():
-    """The text under a field is its help: tyro shows none for a field that has none."""
-    tree = ast.parse((ROOT / "utils" / "commands" / "options.py").read_text())
-    unexplained = []
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            for field, after in zip(node.body, [*node.body[1:], None]):
-                text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-                if isinstance(field, ast.AnnAssign) and field.target.id != "sampling" and not text:
-                    unexplained.append(f"{node.name}.{field.target.id}")
-    assert unexplained == []
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_flag(name, capsys):
+    """The comment of a field is its help."""
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    flags = re.split(r" (?=--[a-z-]+[ ,])", text.split("options", 2)[2])[1:]
+    flags = [flag for flag in flags if not flag.startswith(("--no-", "--help"))]
+    assert len(flags) >= 2
+    for flag in flags:
+        assert len(re.findall(r"[a-z]{2,} ", flag.split("(default")[0])) >= 3, flag
 
 
 def test_sampling_flags_are_those_of_generate():

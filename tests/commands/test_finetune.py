@@ -85,7 +85,7 @@ def _is_the_trained_model(run, options, rel: float):
 
 
 def test_the_base_is_not_touched(data, tmp_path):
-    files = sorted((checkpoints.HOME / "qwen2-untied").iterdir())
+    files = sorted((checkpoints.folder_of("qwen2-untied")).iterdir())
     before = [path.read_bytes() for path in files]
     finetune.run(finetuning.options(tmp_path, data, steps=2))
     assert [path.read_bytes() for path in files] == before
@@ -239,7 +239,7 @@ def test_metrics_are_json_lines(complete, tmp_path):
 
 
 def test_the_command_line(data, tmp_path, capsys):
-    sizes = {"model": checkpoints.HOME / "qwen2-untied", "data": data, "output": tmp_path / "run"}
+    sizes = {"model": checkpoints.folder_of("qwen2-untied"), "data": data, "output": tmp_path / "run"}
     sizes |= {"max-seq-length": 64, "batch-size": 4, "rank": 2, "steps": 2}
     words = [
         "finetune",

@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from tests.helpers import plans
-from tests.helpers.checkpoints import HOME
+from tests.helpers.checkpoints import folder_of
 from utils import CourseError
 from utils.__main__ import main
 from utils.commands import plan
 from utils.hf import config as hf_config
 
-MODEL = str(HOME / "qwen2-untied")
+MODEL = str(folder_of("qwen2-untied"))
 CONFIG = hf_config.read(MODEL)
 
 

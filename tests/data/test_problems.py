@@ -36,7 +36,7 @@ def test_pinned_output():
         f"{s.problem} {s.work} {s.answer}" for level in (1, 2, 3) for s in arithmetic.generate(100, "train", level)
     )
     code = (
-        "from utils import arithmetic as a; import sys; sys.stdout.write("
+        "from utils.data import arithmetic as a; import sys; sys.stdout.write("
         "'\\n'.join(f'{s.problem} {s.work} {s.answer}' for l in (1, 2, 3) for s in a.generate(100, 'train', l)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == text

@@ -14,7 +14,7 @@ from utils.data import sft
 from utils.hf import hub
 from utils.data.problems import Problem
 
-FOLDER = checkpoints.HOME / "qwen2-untied"
+FOLDER = checkpoints.folder_of("qwen2-untied")
 
 
 def problem(question="What is it?", response="It is so.", **more) -> Problem:
@@ -52,7 +52,7 @@ def test_the_answer_and_its_end_are_graded_and_nothing_else(tok, examples, packi
     wanted = [p.response + "<|eos|>" for p in PROBLEMS]
     assert sorted(graded(rows, tok)) == sorted(wanted)
     assert (len(rows["inputs"]) == len(PROBLEMS)) == (not packing)
-    everything = sft.to_rows(sft.within(examples, 128), 128, packing=packing, answer_only=False)
+    everything = sft.to_rows(sft.within(examples, 128), 128, packing=packing, completion_only=False)
     assert (everything["loss_mask"] == (everything["segment_ids"] > 0)).all()
 
 

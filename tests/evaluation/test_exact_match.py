@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.helpers import checkpoints
-from tests.helpers.checkpoints import HOME
+from tests.helpers.checkpoints import folder_of
 from utils import CourseError, generate, lora
 from utils.evaluation import exact_match
 from utils.hf import chat, peft
 from utils.__main__ import main
 from utils.data.problems import Problem
 
-MODEL = str(HOME / "qwen2-untied")
+MODEL = str(folder_of("qwen2-untied"))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ ASKED = [problem(text) for text in TEXTS]
 
 
 def adapted():
-    return peft.load(checkpoints.model("qwen2-untied"), HOME / "peft-adapter")
+    return peft.load(checkpoints.model("qwen2-untied"), folder_of("peft-adapter"))
 
 
 def run(model, tok, problems=ASKED, **options):
@@ -206,7 +206,7 @@ def test_one_model_as_json(capsys, data, tok):
 
 
 def test_base_against_adapter_as_json_with_all_answers(capsys, data, tok, tmp_path):
-    adapter = str(HOME / "peft-adapter")
+    adapter = str(folder_of("peft-adapter"))
     saved = tmp_path / "answers.jsonl"
     found = json.loads(good(capsys, words(data, "--adapter", adapter, "--json", "--save", str(saved))))
     both = exact_match.compare(adapted(), tok, ASKED, max_new_tokens=8, progress=False)
@@ -219,7 +219,7 @@ def test_base_against_adapter_as_json_with_all_answers(capsys, data, tok, tmp_pa
 
 
 def test_a_table_for_people(capsys, data):
-    table = good(capsys, words(data, "--adapter", str(HOME / "peft-adapter"))).splitlines()
+    table = good(capsys, words(data, "--adapter", str(folder_of("peft-adapter")))).splitlines()
     assert table[0].startswith("5 problems") and "exact match" in table[0] and "95% interval" in table[0]
     assert [line.split()[0] for line in table[1:]] == ["base", "adapter", "difference", "The"]
     assert "+0.0%" in table[3] and "0.0% to" in table[1]

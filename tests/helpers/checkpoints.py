@@ -1,4 +1,4 @@
-"""The fixtures as the tests use them: folders under tests/fixtures, their references, their models."""
+"""The tiny models as the tests use them: their folders, their references, themselves."""
 
 import functools
 import json
@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from utils.hf import weights
 
 HOME = Path(__file__).parents[1] / "fixtures"
+MODELS = Path(__file__).parents[2] / "utils/course/assets/models"  # those that pages read too
 NAMES = (
     "qwen2-untied",
     "qwen2-tied-sharded",
@@ -27,21 +28,26 @@ ADAPTERS = ("peft-adapter", "peft-adapter-rslora")  # both for qwen2-untied
 SPOKEN = ("qwen2-untied", "llama-tied")  # those with a tokenizer
 
 
+def folder_of(name: str) -> Path:
+    """Where a model or an adapter is kept."""
+    return MODELS / name if (MODELS / name).is_dir() else HOME / name
+
+
 @functools.cache
 def reference(name: str) -> dict[str, np.ndarray]:
     """tokens [2, 12], logits [2, 12, V], hidden_states [L+1, 2, 12, D], greedy [2, 12], as transformers computed them."""
-    return load_file(HOME / name / "reference.safetensors")
+    return load_file(folder_of(name) / "reference.safetensors")
 
 
 def texts(name: str) -> dict[str, list[str]]:
     """ "prompts" and their "greedy" continuations."""
-    with safe_open(HOME / name / "reference.safetensors", "numpy") as file:
+    with safe_open(folder_of(name) / "reference.safetensors", "numpy") as file:
         return json.loads(file.metadata()["texts"])
 
 
 @functools.cache
 def _loaded(name: str, dtype):
-    return weights.load(HOME / name, dtype=dtype)
+    return weights.load(folder_of(name), dtype=dtype)
 
 
 def model(name: str, dtype=jnp.float32):
@@ -51,7 +57,7 @@ def model(name: str, dtype=jnp.float32):
 
 def copy(name: str, to: Path) -> Path:
     """The fixture as a folder that a test may damage; without its reference."""
-    shutil.copytree(HOME / name, to, ignore=shutil.ignore_patterns("reference.safetensors"))
+    shutil.copytree(folder_of(name), to, ignore=shutil.ignore_patterns("reference.safetensors"))
     return to
 
 

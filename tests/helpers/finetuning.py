@@ -35,7 +35,7 @@ def options(folder: Path, file: Path, **changes) -> Finetune:
 
 def _sizes(folder: Path, file: Path) -> dict:
     return dict(
-        model=str(checkpoints.HOME / "qwen2-untied"), data=str(file), output=str(folder),
+        model=str(checkpoints.folder_of("qwen2-untied")), data=str(file), output=str(folder),
         max_seq_length=64, batch_size=4, rank=2, loss_chunk_size=64, steps=STEPS, learning_rate=1e-2,
         warmup_steps=4, held_out=4, save_every=SAVE_EVERY, log_every=10, evaluate_every=20,
     )  # fmt: skip

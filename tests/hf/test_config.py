@@ -12,25 +12,25 @@ from utils.hf import config as hf_config
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_goes_to_hugging_face_and_back(name):
-    config = hf_config.read(checkpoints.HOME / name)
+    config = hf_config.read(checkpoints.folder_of(name))
     assert hf_config.read(hf_config.to_dict(config)) == config
     assert hash(config) == hash(hf_config.read(json.loads(json.dumps(hf_config.to_dict(config)))))
 
 
 def test_configs_of_the_fixtures():
-    llama = hf_config.read(checkpoints.HOME / "llama-untied-sharded")
+    llama = hf_config.read(checkpoints.folder_of("llama-untied-sharded"))
     assert (llama.model_type, llama.rope_theta, llama.num_attention_heads, llama.num_key_value_heads) == ("llama", 500_000, 4, 1)
     assert (llama.head_dim, llama.hidden_size, llama.tie_word_embeddings, llama.eos_token_id) == (12, 32, False, (1, 2))
     assert llama.rope_scaling == rope.Llama3Scaling(8, 1, 4, 128)
-    old = hf_config.read(checkpoints.HOME / "llama-tied")
+    old = hf_config.read(checkpoints.folder_of("llama-tied"))
     assert (old.rope_theta, old.head_dim, old.tie_word_embeddings, old.attention_bias) == (100_000, 8, True, False)
-    assert hf_config.read(checkpoints.HOME / "llama-bf16").dtype == "bfloat16"
-    qwen = hf_config.read(checkpoints.HOME / "qwen2-untied")
+    assert hf_config.read(checkpoints.folder_of("llama-bf16")).dtype == "bfloat16"
+    qwen = hf_config.read(checkpoints.folder_of("qwen2-untied"))
     assert (qwen.attention_bias, qwen.o_proj_bias, qwen.mlp_bias, qwen.bos_token_id, qwen.eos_token_id) == (True, False, False, 0, (1,))
 
 
 def test_old_and_new_spelling_are_one_config():
-    new = json.loads((checkpoints.HOME / "llama-untied-sharded/config.json").read_text())
+    new = json.loads((checkpoints.folder_of("llama-untied-sharded") / "config.json").read_text())
     old = {name: value for name, value in new.items() if name not in ("rope_parameters", "dtype")}
     scaling = {name: value for name, value in new["rope_parameters"].items() if name != "rope_theta"}
     old |= {"rope_theta": 500_000.0, "rope_scaling": scaling, "torch_dtype": "float32"}
@@ -38,7 +38,7 @@ def test_old_and_new_spelling_are_one_config():
 
 
 def test_qwens_unused_sliding_window_is_no_reason_to_refuse():
-    hf = json.loads((checkpoints.HOME / "qwen2-untied/config.json").read_text())
+    hf = json.loads((checkpoints.folder_of("qwen2-untied") / "config.json").read_text())
     changed = hf | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 21}
     assert hf_config.read(changed) == hf_config.read(hf)
 
@@ -100,7 +100,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_computed_is_refused_by_name(case):
     name, changes, word = REFUSED[case]
-    hf = json.loads((checkpoints.HOME / name / "config.json").read_text()) | changes
+    hf = json.loads((checkpoints.folder_of(name) / "config.json").read_text()) | changes
     with pytest.raises(CourseError) as caught:
         hf_config.read({key: value for key, value in hf.items() if value is not ...})
     message = str(caught.value)

@@ -19,7 +19,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from tests.helpers import checkpoints
-from tests.helpers.checkpoints import HOME, NAMES, model, reference, run
+from tests.helpers.checkpoints import NAMES, folder_of, model, reference, run
+from utils.hf import config as hf_config
 from utils import CourseError, lora, sharding
 from utils.hf import peft, weights
 from utils.transformer import Config
@@ -40,12 +41,12 @@ def same_bits(a: dict, b: dict) -> bool:
 @pytest.mark.parametrize("shards", ["one file", "several"])
 @pytest.mark.parametrize("name", NAMES)
 def test_load_then_save_is_bit_identical(name, shards, tmp_path):
-    made = weights.load(HOME / name)
+    made = weights.load(folder_of(name))
     options = {} if shards == "one file" else {"shard_bytes": 30_000}
     weights.save(made, tmp_path / "out", **options)
-    before, after = checkpoints.stored(HOME / name), checkpoints.stored(tmp_path / "out")
+    before, after = checkpoints.stored(folder_of(name)), checkpoints.stored(tmp_path / "out")
     assert same_bits(before, after)
-    assert Config.from_hf(tmp_path / "out") == Config.from_hf(HOME / name)
+    assert hf_config.read(tmp_path / "out") == hf_config.read(folder_of(name))
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     if shards == "several":
         index = json.loads((tmp_path / "out" / weights.INDEX).read_text())
@@ -60,8 +61,8 @@ def test_load_then_save_is_bit_identical(name, shards, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_names_exactly_what_the_files_hold(name):
-    config = Config.from_hf(HOME / name)
-    table, found = weights.names(config), checkpoints.stored(HOME / name)
+    config = hf_config.read(folder_of(name))
+    table, found = weights.names(config), checkpoints.stored(folder_of(name))
     assert table.keys() == found.keys()
     path, layer = table["model.layers.2.mlp.down_proj.weight"]
     assert (path, layer) == ("model.layers.mlp.down_proj.weight", 2)
@@ -70,20 +71,20 @@ def test_the_table_names_exactly_what_the_files_hold(name):
 
 @pytest.mark.parametrize("name, dtype", [("qwen2-fp16", np.float16), ("llama-bf16", ml_dtypes.bfloat16)])
 def test_without_a_dtype_weights_stay_as_they_are_stored(name, dtype):
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(weights.load(HOME / name)))} == {np.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(weights.load(folder_of(name))))} == {np.dtype(dtype)}
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["qwen2-untied", "qwen2-fp16", "llama-bf16"])
 def test_casting_rounds_as_numpy_does(name, dtype):
-    found = weights.tensors(weights.load(HOME / name, dtype=dtype))
-    for tensor, stored in checkpoints.stored(HOME / name).items():
+    found = weights.tensors(weights.load(folder_of(name), dtype=dtype))
+    for tensor, stored in checkpoints.stored(folder_of(name)).items():
         assert found[tensor].dtype == dtype
         assert found[tensor].tobytes() == stored.astype(dtype).tobytes(), tensor
 
 
 def test_a_casted_model_is_saved_as_it_is(tmp_path):
-    weights.save(weights.load(HOME / "qwen2-untied", dtype=jnp.bfloat16), tmp_path / "out")
+    weights.save(weights.load(folder_of("qwen2-untied"), dtype=jnp.bfloat16), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
     assert {a.dtype for a in checkpoints.stored(tmp_path / "out").values()} == {np.dtype(ml_dtypes.bfloat16)}
 
@@ -105,8 +106,8 @@ def test_mixed_dtypes_are_kept_apart(tmp_path):
 def test_a_path_may_be_text_and_the_tokenizer_goes_along(tmp_path):
     from utils.hf import chat
 
-    made = weights.load(str(HOME / "llama-tied"))
-    tok = chat.Tokenizer.from_folder(HOME / "llama-tied")
+    made = weights.load(str(folder_of("llama-tied")))
+    tok = chat.Tokenizer.from_folder(folder_of("llama-tied"))
     weights.save(made, str(tmp_path / "deep" / "out"), tokenizer=tok)
     again = chat.Tokenizer.from_folder(tmp_path / "deep" / "out")
     assert again.encode("The cat\n") == tok.encode("The cat\n")
@@ -117,7 +118,7 @@ def test_a_path_may_be_text_and_the_tokenizer_goes_along(tmp_path):
 def test_a_tied_checkpoint_may_hold_its_table_twice(tmp_path):
     folder = checkpoints.copy("llama-tied", tmp_path / "in")
     checkpoints.edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
-    assert same_bits(weights.tensors(weights.load(folder)), checkpoints.stored(HOME / "llama-tied"))
+    assert same_bits(weights.tensors(weights.load(folder)), checkpoints.stored(folder_of("llama-tied")))
 
 
 def test_old_buffers_are_passed_over(tmp_path):
@@ -134,7 +135,7 @@ def test_old_buffers_are_passed_over(tmp_path):
 @pytest.mark.parametrize("merged", [False, True])
 def test_an_adapter_made_by_peft_gives_pefts_logits(name, merged):
     made, wanted = model("qwen2-untied"), reference(name)
-    peft.load(made, HOME / name)
+    peft.load(made, folder_of(name))
     if merged:
         lora.merge(made)
     found = run(made, wanted["tokens"])
@@ -144,12 +145,12 @@ def test_an_adapter_made_by_peft_gives_pefts_logits(name, merged):
 
 def test_our_adapter_folder_holds_what_pefts_does(tmp_path):
     made = model("qwen2-untied")
-    peft.load(made, HOME / "peft-adapter")
+    peft.load(made, folder_of("peft-adapter"))
     peft.save(made, tmp_path / "adapter")
-    ours, theirs = (load_file(d / "adapter_model.safetensors") for d in (tmp_path / "adapter", HOME / "peft-adapter"))
+    ours, theirs = (load_file(d / "adapter_model.safetensors") for d in (tmp_path / "adapter", folder_of("peft-adapter")))
     assert same_bits(ours, theirs)
     ours, theirs = (
-        json.loads((d / "adapter_config.json").read_text()) for d in (tmp_path / "adapter", HOME / "peft-adapter")
+        json.loads((d / "adapter_config.json").read_text()) for d in (tmp_path / "adapter", folder_of("peft-adapter"))
     )
     assert set(ours["target_modules"]) == set(theirs["target_modules"])
     assert (ours["r"], ours["lora_alpha"]) == (4, 8)
@@ -157,7 +158,7 @@ def test_our_adapter_folder_holds_what_pefts_does(tmp_path):
 
 def test_a_merged_model_can_be_saved_and_loaded(tmp_path):
     made = model("qwen2-untied")
-    lora.merge(peft.load(made, HOME / "peft-adapter"))
+    lora.merge(peft.load(made, folder_of("peft-adapter")))
     weights.save(made, tmp_path / "out")
     wanted = reference("peft-adapter")
     found = run(weights.load(tmp_path / "out"), wanted["tokens"])
@@ -200,8 +201,8 @@ def on_eight_devices() -> None:
     for name, (fsdp, tp) in (("qwen2-untied", (4, 2)), ("llama-tied", (8, 1)), ("llama-bf16", (4, 2))):
         log.clear()
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp)
-        made = weights.load(HOME / name, mesh=mesh)
-        whole = sum(a.nbytes for a in checkpoints.stored(HOME / name).values())
+        made = weights.load(folder_of(name), mesh=mesh)
+        whole = sum(a.nbytes for a in checkpoints.stored(folder_of(name)).values())
         read = [(tensor, where) for tensor, where, _ in log]
         assert len(read) == len(set(read)), "a slice was read twice"
         assert sum(size for *_, size in log) == whole, "something was read twice, or not at all"
@@ -216,7 +217,7 @@ def on_eight_devices() -> None:
             for shard in array.addressable_shards:
                 per_device[shard.device.id] = per_device.get(shard.device.id, 0) + shard.data.nbytes
         assert split >= 8 and max(per_device.values()) < whole / 8 * 1.3, (per_device, whole)
-        for tensor, stored in checkpoints.stored(HOME / name).items():
+        for tensor, stored in checkpoints.stored(folder_of(name)).items():
             path, layer = weights.names(made.config)[tensor]
             found = made
             for part in path.split("."):
@@ -235,8 +236,8 @@ def on_two_hosts(rank: int, port: int) -> None:
     assert jax.device_count() == 8 and jax.local_device_count() == 4
     log = []
     watch(log)
-    made = weights.load(HOME / "qwen2-untied", mesh=sharding.make_mesh(fsdp=4, tp=2))
-    whole = sum(a.nbytes for a in checkpoints.stored(HOME / "qwen2-untied").values())
+    made = weights.load(folder_of("qwen2-untied"), mesh=sharding.make_mesh(fsdp=4, tp=2))
+    whole = sum(a.nbytes for a in checkpoints.stored(folder_of("qwen2-untied")).values())
     held = sum(
         shard.data.nbytes
         for _, leaf in nnx.to_flat_state(nnx.state(made, nnx.Param))
@@ -250,7 +251,7 @@ def on_two_hosts(rank: int, port: int) -> None:
 def python(code: str, devices: int) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", f"from tests import test_weights as t; {code}"]
+    command = [sys.executable, "-c", f"from tests.hf import test_weights as t; {code}"]
     return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -375,7 +376,7 @@ def outside_the_folder(folder: Path) -> None:
 
 def an_adapter(folder: Path) -> None:
     shutil.rmtree(folder)
-    shutil.copytree(HOME / "peft-adapter", folder)
+    shutil.copytree(folder_of("peft-adapter"), folder)
 
 
 def half_a_download(folder: Path) -> None:
@@ -551,7 +552,7 @@ def test_numbers_too_large_for_the_dtype(tmp_path):
 
 @pytest.mark.parametrize("dtype", [jnp.int8, np.float64, "float8_e4m3fn"])
 def test_a_dtype_that_is_no_choice(dtype):
-    refused(lambda: weights.load(HOME / "llama-tied", dtype=dtype), "dtype: expected float32, float16 or bfloat16")
+    refused(lambda: weights.load(folder_of("llama-tied"), dtype=dtype), "dtype: expected float32, float16 or bfloat16")
 
 
 def test_a_model_that_is_nowhere(tmp_path):
@@ -600,7 +601,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_random_checkpoint_is_whole_repeatable_and_replaces_nothing(tmp_path, monkeypatch):
-    config = Config.from_hf(HOME / "qwen2-untied")
+    config = hf_config.read(folder_of("qwen2-untied"))
     made = weights.save_random(config, tmp_path / "a", seed=1)
     arrays = load_file(made / "model.safetensors")
     assert {n: a.shape for n, a in arrays.items()} == {
@@ -626,4 +627,4 @@ def test_an_adapter_that_is_not_merged_has_no_place_in_the_files(tmp_path):
 
 
 def test_an_adapter_for_another_base(tmp_path):
-    refused(lambda: peft.load(model("llama-tied"), HOME / "peft-adapter"), "peft-adapter", "another base")
+    refused(lambda: peft.load(model("llama-tied"), folder_of("peft-adapter")), "peft-adapter", "another base")

@@ -196,7 +196,7 @@ ASKED = {
 
 @functools.cache
 def spoken(name: str):
-    return checkpoints.model(name), chat.Tokenizer.from_folder(checkpoints.HOME / name)
+    return checkpoints.model(name), chat.Tokenizer.from_folder(checkpoints.folder_of(name))
 
 
 def speak(name: str, prompts=None, *, model=None, tok=None, **options):
@@ -466,7 +466,7 @@ def test_traced_sampling_equals_static_sampling():
 
 def test_an_adapter_speaks_and_merged_says_the_same():
     name = "qwen2-untied"
-    made = peft.load(checkpoints.model(name), checkpoints.HOME / "peft-adapter")
+    made = peft.load(checkpoints.model(name), checkpoints.folder_of("peft-adapter"))
     adapted = speak(name, model=made)
     assert adapted != speak(name)
     assert speak(name, model=lora.merge(made)) == adapted

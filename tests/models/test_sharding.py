@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from tests.helpers import checkpoints
-from tests.helpers.checkpoints import HOME
+from tests.helpers.checkpoints import folder_of
 from utils import CourseError, lora, losses, sharding, train
 from utils.commands import hlo
 from utils.course import plot
@@ -35,7 +35,7 @@ MESHES = ((8, 1), (4, 2), (2, 2), (1, 1))
 def loss_fn(model, batch, key):
     hidden, _ = model.hidden(batch["inputs"], segment_ids=batch["segment_ids"])
     return losses.chunked_cross_entropy(
-        model.head, hidden, batch["targets"], batch["loss_mask"], wrt=nnx.LoRAParam, chunk=32
+        model.head, hidden, batch["targets"], batch["loss_mask"], wrt=nnx.LoRAParam, chunk_size=32
     )
 
 
@@ -52,7 +52,7 @@ def batch(step: int) -> dict[str, np.ndarray]:
 
 
 def adapted(name: str, mesh=None):
-    model = weights.load(HOME / name, dtype=jnp.float32, mesh=mesh)
+    model = weights.load(folder_of(name), dtype=jnp.float32, mesh=mesh)
     model.model.gradient_checkpointing = True
     lora.inject(model, rank=4, target_modules=ALL, rngs=nnx.Rngs(0))
     return model if mesh is None else sharding.shard(model, mesh)
@@ -101,7 +101,7 @@ def on_eight_devices() -> None:
                 kept = lora.adapter(model)
         # The adapter that (4, 2) saved continues on (2, 2).
         mesh = sharding.make_mesh(fsdp=2, tp=2)
-        again = weights.load(HOME / name, dtype=jnp.float32, mesh=mesh)
+        again = weights.load(folder_of(name), dtype=jnp.float32, mesh=mesh)
         peft.load(again, Path(folder) / "adapter")
         sharding.shard(again, mesh)
         for path, state in lora.adapter(again).items():
@@ -158,7 +158,7 @@ def python(code: str, devices: int) -> subprocess.Popen:
     # Unoptimised, the programs compile in half the time, and these run for milliseconds.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
-    command = [sys.executable, "-c", f"from tests import test_sharding as t; {code}"]
+    command = [sys.executable, "-c", f"from tests.models import test_sharding as t; {code}"]
     return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -273,9 +273,9 @@ R1 = SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate
 @pytest.mark.parametrize(
     "mesh, message",
     [
-        (dict(tp=8), "heads: 12 does not divide over tp=8: choose tp that divides it, such as 2, 3, 4, 6"),
-        (dict(tp=3), "mlp_width: 8960 does not divide over tp=3: .*"),
-        (dict(fsdp=5), "width: 1536 does not divide over fsdp=5: .*"),
+        (dict(tp=8), "num_attention_heads: 12 does not divide over tp=8: choose tp that divides it, such as 2, 3, 4, 6"),
+        (dict(tp=3), "intermediate_size: 8960 does not divide over tp=3: .*"),
+        (dict(fsdp=5), "hidden_size: 1536 does not divide over fsdp=5: .*"),
         (dict(fsdp=0), "fsdp: expected a whole number of at least 1, found 0"),
         (dict(tp=2.0), "tp: expected a whole number of at least 1, found 2.0"),
     ],

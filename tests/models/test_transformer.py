@@ -243,7 +243,7 @@ def test_mixed_precision_einsum_and_its_derivatives(left, right):
 
 def test_the_program_does_not_grow_with_depth():
     def lines(layers):
-        config = hf_config.read(json.loads((checkpoints.HOME / "llama-tied/config.json").read_text()))
+        config = hf_config.read(json.loads((checkpoints.folder_of("llama-tied") / "config.json").read_text()))
         made = nnx.eval_shape(
             lambda: transformer.Transformer(transformer.dataclasses.replace(config, num_hidden_layers=layers), rngs=nnx.Rngs(0))
         )
@@ -257,7 +257,7 @@ def test_the_program_does_not_grow_with_depth():
 def test_paths_are_hugging_faces_names_without_the_layer():
     made = model("llama-bf16")
     found = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(made, nnx.Param))}
-    names = checkpoints.stored(checkpoints.HOME / "llama-bf16")
+    names = checkpoints.stored(checkpoints.folder_of("llama-bf16"))
     assert found == {name.replace(".0.", ".") for name in names if ".1." not in name and ".2." not in name}
 
 
@@ -271,7 +271,7 @@ def test_rms_norm_by_hand():
 
 
 def test_rope_keeps_lengths_and_sees_distances_alone():
-    config = hf_config.read(checkpoints.HOME / "llama-untied-sharded")
+    config = hf_config.read(checkpoints.folder_of("llama-untied-sharded"))
     rng = np.random.default_rng(0)
     q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, config.head_dim)), jnp.float32)
 
@@ -300,6 +300,6 @@ def test_more_tokens_than_the_context():
 
 def test_counts_are_those_of_the_arrays():
     for name in NAMES:
-        config = hf_config.read(checkpoints.HOME / name)
-        counted = sum(a.size for a in checkpoints.stored(checkpoints.HOME / name).values())
+        config = hf_config.read(checkpoints.folder_of(name))
+        counted = sum(a.size for a in checkpoints.stored(checkpoints.folder_of(name)).values())
         assert config.count_parameters()["total"] == counted

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.helpers.checkpoints import ADAPTERS, HOME, model, reference, run
+from tests.helpers.checkpoints import ADAPTERS, folder_of, model, reference, run
 from utils import lora
 from utils.hf import peft, weights
 
@@ -47,7 +47,7 @@ def test_our_adapter_in_peft(case, tmp_path, peer):
     ours = with_adapter(model(name), **options)
     peft.save(ours, tmp_path / "adapter", base=name)
     tokens = reference(name)["tokens"]
-    expected = peer.logits(folder=HOME / name, adapter=tmp_path / "adapter", tokens=tokens)
+    expected = peer.logits(folder=folder_of(name), adapter=tmp_path / "adapter", tokens=tokens)
     np.testing.assert_allclose(run(ours, tokens), expected, rtol=0, atol=1e-4)
     assert (
         np.abs(expected - reference(name)["logits"]).max() > 0.05
@@ -63,8 +63,8 @@ def test_our_adapter_in_peft(case, tmp_path, peer):
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapters_of_the_fixtures(name, peer):
     tokens = np.random.default_rng(2).integers(0, 150, (2, 30))
-    expected = peer.logits(folder=HOME / "qwen2-untied", adapter=HOME / name, tokens=tokens)
-    ours = peft.load(model("qwen2-untied"), HOME / name)
+    expected = peer.logits(folder=folder_of("qwen2-untied"), adapter=folder_of(name), tokens=tokens)
+    ours = peft.load(model("qwen2-untied"), folder_of(name))
     np.testing.assert_allclose(run(ours, tokens), expected, rtol=0, atol=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_adapters_of_the_fixtures(name, peer):
     ],
 )
 def test_adapters_that_peft_makes_now(options, tmp_path, peer):
-    base, tokens = HOME / "qwen2-untied", reference("qwen2-untied")["tokens"]
+    base, tokens = folder_of("qwen2-untied"), reference("qwen2-untied")["tokens"]
     expected = peer.make_adapter(
         folder=base, output=tmp_path / "adapter", tokens=tokens, options=options
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import checkpoints
-from tests.helpers.checkpoints import HOME, NAMES, model, reference, run
+from tests.helpers.checkpoints import NAMES, folder_of, model, reference, run
 from tests.hf import test_gguf
 from utils.hf import chat, gguf, weights
 
@@ -16,25 +16,25 @@ pytestmark = pytest.mark.peers
 def test_logits_and_hidden_states_of_other_tokens(name, peer):
     ours = model(name)
     tokens = np.random.default_rng(1).integers(0, ours.config.vocab_size, (3, 40))
-    expected = peer.logits(folder=HOME / name, tokens=tokens)
+    expected = peer.logits(folder=folder_of(name), tokens=tokens)
     np.testing.assert_allclose(run(ours, tokens), expected, rtol=0, atol=2e-5)
     hidden_states = run(ours, tokens, method="hidden_states")
-    expected = peer.hidden_states(folder=HOME / name, tokens=tokens)
+    expected = peer.hidden_states(folder=folder_of(name), tokens=tokens)
     np.testing.assert_allclose(hidden_states, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_references_are_what_transformers_computes_today(name, peer):
     expected = reference(name)
-    logits = peer.logits(folder=HOME / name, tokens=expected["tokens"])
+    logits = peer.logits(folder=folder_of(name), tokens=expected["tokens"])
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shard_bytes", [5e9, 30_000])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_we_save_loads_in_transformers_bit_for_bit(name, shard_bytes, tmp_path, peer):
-    weights.save(weights.load(HOME / name), tmp_path / "out", shard_bytes=shard_bytes)
-    saved, original = (peer.checkpoint(folder=folder) for folder in (tmp_path / "out", HOME / name))
+    weights.save(weights.load(folder_of(name)), tmp_path / "out", shard_bytes=shard_bytes)
+    saved, original = (peer.checkpoint(folder=folder) for folder in (tmp_path / "out", folder_of(name)))
     assert saved["dtype"] == original["dtype"]
     assert saved["dtypes"] == original["dtypes"]  # by name, so no tensor is missing and none is new
     for key, stored in original["bytes"].items():
@@ -42,15 +42,15 @@ def test_what_we_save_loads_in_transformers_bit_for_bit(name, shard_bytes, tmp_p
     tokens = reference(name)["tokens"]
     logits = [
         peer.logits(folder=folder, tokens=tokens, dtype="auto")
-        for folder in (tmp_path / "out", HOME / name)
+        for folder in (tmp_path / "out", folder_of(name))
     ]
     np.testing.assert_array_equal(*logits)
     assert saved["eos_token_id"] == original["eos_token_id"]
 
 
 def test_a_saved_folder_has_a_tokenizer_that_transformers_reads(tmp_path, peer):
-    tok = chat.Tokenizer.from_folder(HOME / "llama-tied")
-    weights.save(weights.load(HOME / "llama-tied"), tmp_path / "out", tokenizer=tok)
+    tok = chat.Tokenizer.from_folder(folder_of("llama-tied"))
+    weights.save(weights.load(folder_of("llama-tied")), tmp_path / "out", tokenizer=tok)
     assert peer.encode(folder=tmp_path / "out", texts=["The cat"]) == [tok.encode("The cat")]
 
 
@@ -58,7 +58,7 @@ def test_bfloat16_errs_as_little_as_transformers_does(peer):
     name = "qwen2-untied"
     expected = reference(name)
     ours = np.abs(run(model(name, jnp.bfloat16), expected["tokens"]) - expected["logits"])
-    logits = peer.logits(folder=HOME / name, tokens=expected["tokens"], dtype="bfloat16")
+    logits = peer.logits(folder=folder_of(name), tokens=expected["tokens"], dtype="bfloat16")
     assert ours.mean() < 1.3 * np.abs(logits - expected["logits"]).mean()
 
 
@@ -92,5 +92,5 @@ def test_transformers_reads_the_same_weights_from_a_gguf_file(arch, tied, tmp_pa
 
 
 def test_checkpoints_are_named_in_the_readme():
-    text = (HOME / "README.md").read_text()
+    text = "".join((home / "README.md").read_text() for home in (checkpoints.HOME, checkpoints.MODELS))
     assert all(f"`{name}`" in text for name in (*checkpoints.NAMES, *checkpoints.ADAPTERS))

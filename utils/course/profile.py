@@ -1,15 +1,16 @@
 """One dial for hardware: which of four sizes this machine can carry.
 
-Every chapter states its sizes once, as a table of profile -> numbers, and asks `choose` for the row of this machine:
+Every chapter states its sizes once, as a table of profile -> numbers, and asks `choose` for the row
+of this machine:
 
     smoke   seconds, for tests                  cpu     a laptop or two cores, minutes a chapter
     colab   one accelerator of about 15 GB      large   40 GB of accelerator memory and more, all devices together
 
-`COURSE_PROFILE` sets the dial. Unset, it is found from the accelerators' memory, without importing jax: once jax has
-started, settings such as the number of simulated devices can no longer be changed.
+`COURSE_PROFILE` sets the dial. Unset, it is found from the accelerators' memory, without importing
+jax: once jax has started, settings such as the number of simulated devices can no longer be
+changed.
 """
 
-import ctypes
 import glob
 import importlib.util
 import os
@@ -25,8 +26,8 @@ PROFILES = ("smoke", "cpu", "colab", "large")
 GB = 1e9
 COLAB_FROM, LARGE_FROM = 12 * GB, 40 * GB  # total bytes of accelerator memory
 
-# Memory of one TPU chip, and the chips one unit of the slice's name counts: "v2-8" counts cores, two to a chip,
-# "v5litepod-8" counts chips. Source: Google Cloud's pages on each TPU version.
+# Memory of one TPU chip, and the chips one unit of the slice's name counts: "v2-8" counts cores,
+# two to a chip, "v5litepod-8" counts chips. Source: Google Cloud's pages on each TPU version.
 TPU_CHIP = {
     "v2": (16 * GB, 0.5),
     "v3": (32 * GB, 0.5),
@@ -48,14 +49,20 @@ def gpu_memory() -> float:
     except (OSError, subprocess.SubprocessError):  # a driver that does not answer is no GPU
         return 0.0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    allowed = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    allowed = (
+        None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
+    )
     total = 0.0
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) != 3 or not fields[2].isdigit():  # "[N/A]" where the memory is the host's own
+        if (
+            len(fields) != 3 or not fields[2].isdigit()
+        ):  # "[N/A]" where the memory is the host's own
             continue
         index, uuid, mebibytes = fields
-        if allowed is None or any(name == index or uuid.startswith(name) for name in allowed if name):
+        if allowed is None or any(
+            name == index or uuid.startswith(name) for name in allowed if name
+        ):
             total += int(mebibytes) * 2**20
     return total
 
@@ -109,38 +116,31 @@ def current() -> str:
     return _current()[0]
 
 
-def choose(sizes: dict[str, dict[str, Any]]) -> SimpleNamespace:
-    """The row of `sizes` for this machine, as attributes; prints the profile, the reason and the row.
+def small() -> bool:
+    """Whether the profile in force is one for a CPU: smoke or cpu."""
+    return current() in ("smoke", "cpu")
 
-    `sizes` has one row for each of the four profiles, all with the same names. Raises CourseError otherwise.
+
+def choose(sizes: dict[str, dict[str, Any]]) -> SimpleNamespace:
+    """The row of `sizes` for this machine, as attributes; prints the profile, its reason and the row.
+
+    `sizes` has one row for each of the four profiles, all with the same names. Raises CourseError
+    otherwise.
     """
     name, reason = _current()
     if set(sizes) != set(PROFILES):
-        raise CourseError(f"sizes: expected rows {', '.join(PROFILES)}, found {', '.join(sizes)}: write all four")
+        raise CourseError(
+            f"sizes: expected rows {', '.join(PROFILES)}, found {', '.join(sizes)}: write all four"
+        )
     for other, row in sizes.items():
         if set(row) != set(sizes[name]):
             odd = ", ".join(sorted(set(row) ^ set(sizes[name])))
-            raise CourseError(f"sizes: rows {name} and {other} differ in {odd}: give each row the same names")
+            raise CourseError(
+                f"sizes: rows {name} and {other} differ in {odd}: give each row the same names"
+            )
     row = ", ".join(
-        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}" for key, value in sizes[name].items()
+        f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
+        for key, value in sizes[name].items()
     )
     print(f"profile {name} ({reason}): {row}")
     return SimpleNamespace(**sizes[name])
-
-
-def keep_memory() -> bool:
-    """Let this process keep the memory it frees; says whether it does. For long training on a CPU, before jax starts.
-
-    Each step of a compiled program takes its temporary arrays afresh and frees them again: hundreds of megabytes. glibc
-    gives blocks of that size back to the kernel at once, and the kernel fills each page with zeros when it is next
-    touched: 240,000 page faults in a LoRA step on SmolLM2, a fifth of its time. The price is that memory once used stays
-    with the process until it ends. Only glibc (Linux) can be told so: elsewhere nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no such function: musl, macOS, Windows
-        return False
-    # Numbers from malloc.h; -1: never trim. One arena: those of other threads are mapped and unmapped whatever the settings.
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
-    settings = {arena_max: 1, mmap_max: 0, trim_threshold: -1, top_pad: 64 * 2**20}
-    return all([mallopt(name, value) for name, value in settings.items()])
