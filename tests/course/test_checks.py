@@ -237,9 +237,9 @@ def test_two_checks_for_one_exercise_are_refused():
 
 
 def test_helpers():
-    with pytest.raises(checks.Mistake) as found:
+    with pytest.raises(checks.Mistake) as caught:
         expect(False, "upside-down", "it stands on its head")
-    assert found.value.name == "upside-down"
+    assert caught.value.name == "upside-down"
     assert attribute(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), "kernel").shape == (2, 3)
     with pytest.raises(checks.Mistake, match="has no attribute lora_a"):
         attribute(1, "lora_a.kernel")
@@ -255,9 +255,9 @@ def test_a_notebook_shows_the_line_once():
     import nbclient
     import nbformat
 
-    cells = [nbformat.v4.new_code_cell('from utils import checks\nchecks.check("98.4", ...)')]
+    cells = [nbformat.v4.new_code_cell('from utils.course import checks\nchecks.check("98.4", ...)')]
     setup = (
-        "import os, sys\nsys.path.insert(0, os.environ['COURSE_ROOT'])\nfrom utils import checks\n"
+        "import os, sys\nsys.path.insert(0, os.environ['COURSE_ROOT'])\nfrom utils.course import checks\n"
         "@checks.exercise('98.4')\ndef one(learner): ..."
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(setup), *cells])

@@ -142,7 +142,7 @@ def window_attention(q, k, v, window):
                 "counts the output layer again",
                 """
 def training_bytes(config):
-    counts = minigpt.count_parameters(config)
+    counts = config.count_parameters()
     return 16 * (counts["total"] + config.vocab_size * config.hidden_size)
 """,
                 {"bytes_small": 1, "bytes_any": 2},
@@ -505,7 +505,10 @@ def to_halves(rows, head_size):
             ),
             (
                 "gate and up exchanged",
-                ('("w1", "mlp.gate_proj"), ("w3", "mlp.up_proj")', '("w3", "mlp.gate_proj"), ("w1", "mlp.up_proj")'),
+                (
+                    '("w1", "mlp.gate_proj"), ("w3", "mlp.up_proj")',
+                    '("w3", "mlp.gate_proj"), ("w1", "mlp.up_proj")',
+                ),
                 {"convert_logits": 8, "convert_any": 8},
             ),
             (
@@ -515,10 +518,17 @@ def to_halves(rows, head_size):
             ),
             (
                 "the bias is not reordered",
-                ("to_halves(q, config.head_size)", "to_halves(q, config.head_size) if kind == 'weight' else q"),
+                (
+                    "to_halves(q, config.head_size)",
+                    "to_halves(q, config.head_size) if kind == 'weight' else q",
+                ),
                 {"convert_logits": 8, "convert_any": 8},
             ),
-            ("a tensor that is left over is forgotten", ("if left:", "if False:"), {"convert_strict": 4}),
+            (
+                "a tensor that is left over is forgotten",
+                ("if left:", "if False:"),
+                {"convert_strict": 4},
+            ),
             ("always tied", ("if not config.tied:", "if False:"), {"convert_any": 8}),
         ],
         "first_difference": [
@@ -576,10 +586,18 @@ def first_difference(theirs, ours, tolerance):
                 ("if not any(graded):", "ids[-1] = END\n    if not any(graded):"),
                 {"conversation_tokens": 4, "conversation_window": 6},
             ),
-            ("nothing graded is nothing said", ("if not any(graded):", "if False:"), {"conversation_window": 6}),
+            (
+                "nothing graded is nothing said",
+                ("if not any(graded):", "if False:"),
+                {"conversation_window": 6},
+            ),
         ],
         "gradient_accumulation_steps": [
-            ("the mean of the parts' means", ('n = part["weights"].sum()', "n = 1.0"), {"accumulate_weighted": 8}),
+            (
+                "the mean of the parts' means",
+                ('n = part["weights"].sum()', "n = 1.0"),
+                {"accumulate_weighted": 8},
+            ),
             (
                 "weighted by rows, graded or not",
                 ('n = part["weights"].sum()', 'n = len(part["weights"])'),
@@ -609,7 +627,7 @@ def resident(config, fsdp, tp, rank, targets):
     sides = {"q_proj": c.hidden_size + q, "k_proj": c.hidden_size + kv, "v_proj": c.hidden_size + kv, "o_proj": c.hidden_size + q}
     sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), c.hidden_size + c.intermediate_size)
     adapter = 12 * c.num_hidden_layers * rank * sum(n for name, n in sides.items() if name in targets)
-    return 2 * transformer.count_parameters(c)["total"] // (fsdp * tp), adapter // (fsdp * tp)
+    return 2 * c.count_parameters()["total"] // (fsdp * tp), adapter // (fsdp * tp)
 """,
                 {"resident_mesh": 8, "resident_adapter": 6},
             ),
@@ -641,8 +659,16 @@ def setting(config, chips, memory, rows, seq):
 """,
                 {"setting_mesh": 6},
             ),
-            ("only FSDP", ("for tp in range(1, chips + 1):", "for tp in (1,):"), {"setting_mesh": 6}),
-            ("all rows at a time", ("batch=rows // parts, seq", "batch=rows, seq"), {"setting_one": 4}),
+            (
+                "only FSDP",
+                ("for tp in range(1, chips + 1):", "for tp in (1,):"),
+                {"setting_mesh": 6},
+            ),
+            (
+                "all rows at a time",
+                ("batch=rows // parts, seq", "batch=rows, seq"),
+                {"setting_one": 4},
+            ),
             (
                 "a refused mesh ends the search",
                 (
@@ -653,14 +679,26 @@ def setting(config, chips, memory, rows, seq):
             ),
         ],
         "message": [
-            ("every cut inner dimension is summed", ("if inner == inside:", "if True:"), {"message_gather": 6}),
-            ("the message is all of W", ("4 * D * (F // size[columns])", "4 * D * F"), {"message_gather": 6}),
+            (
+                "every cut inner dimension is summed",
+                ("if inner == inside:", "if True:"),
+                {"message_gather": 6},
+            ),
+            (
+                "the message is all of W",
+                ("4 * D * (F // size[columns])", "4 * D * F"),
+                {"message_gather": 6},
+            ),
             (
                 "the sum of all of y",
                 ("4 * (B // size[rows]) * (F // size[columns])", "4 * B * F"),
                 {"message_sum": 6},
             ),
-            ("an axis of size 1 cuts, too", ("if size[inside] == 1:", "if inside is None:"), {"message_none": 4}),
+            (
+                "an axis of size 1 cuts, too",
+                ("if size[inside] == 1:", "if inside is None:"),
+                {"message_none": 4},
+            ),
         ],
         "judged": [
             (

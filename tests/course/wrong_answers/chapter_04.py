@@ -2,87 +2,131 @@
 
 WRONG = {
     "4.1": [
-        ("nats-not-bits", '''
+        (
+            "nats-not-bits",
+            """
 def bits_per_character(nats_per_token, tokens, characters):
     return nats_per_token * tokens / characters
-'''),
-        ("per-token", '''
+""",
+        ),
+        (
+            "per-token",
+            """
 def bits_per_character(nats_per_token, tokens, characters):
     return nats_per_token / np.log(2)
-'''),
-        ("multiplied-by-ln-2", '''
+""",
+        ),
+        (
+            "multiplied-by-ln-2",
+            """
 def bits_per_character(nats_per_token, tokens, characters):
     return nats_per_token * tokens * np.log(2) / characters
-'''),
-        ("ratio-upside-down", '''
+""",
+        ),
+        (
+            "ratio-upside-down",
+            """
 def bits_per_character(nats_per_token, tokens, characters):
     return nats_per_token / np.log(2) * characters / tokens
-'''),
+""",
+        ),
     ],
     "4.2": [
-        ("cosine-from-step-zero", '''
+        (
+            "cosine-from-step-zero",
+            """
 def learning_rate(step, peak, warmup, steps, end=0.05):
     if step < warmup:
         return peak * step / warmup
     return peak * (end + (1 - end) * (1 + np.cos(np.pi * step / steps)) / 2)
-'''),
-        ("falls-to-zero", '''
+""",
+        ),
+        (
+            "falls-to-zero",
+            """
 def learning_rate(step, peak, warmup, steps, end=0.05):
     if step < warmup:
         return peak * step / warmup
     return peak * (1 + np.cos(np.pi * (step - warmup) / (steps - warmup))) / 2
-'''),
-        ("rises-again", '''
+""",
+        ),
+        (
+            "rises-again",
+            """
 def learning_rate(step, peak, warmup, steps, end=0.05):
     if step < warmup:
         return peak * step / warmup
     x = (step - warmup) / (steps - warmup)
     return peak * (end + (1 - end) * (1 + np.cos(2 * np.pi * x)) / 2)
-'''),
-        ("no-warmup", '''
+""",
+        ),
+        (
+            "no-warmup",
+            """
 def learning_rate(step, peak, warmup, steps, end=0.05):
     x = max(0, step - warmup) / (steps - warmup)
     return peak * (end + (1 - end) * (1 + np.cos(np.pi * x)) / 2)
-'''),
-        ("end-added-too-late", '''
+""",
+        ),
+        (
+            "end-added-too-late",
+            """
 def learning_rate(step, peak, warmup, steps, end=0.05):
     if step < warmup:
         return peak * step / warmup
     x = (step - warmup) / (steps - warmup)
     return max(peak * end, peak * (1 + np.cos(np.pi * x)) / 2)
-'''),
+""",
+        ),
     ],
     "4.3": [
-        ("each-array-alone", '''
+        (
+            "each-array-alone",
+            """
 def clip_gradients(grads, limit):
     return {name: g * min(1.0, limit / np.sqrt((g**2).sum())) for name, g in grads.items()}
-'''),
-        ("small-ones-blown-up", '''
+""",
+        ),
+        (
+            "small-ones-blown-up",
+            """
 def clip_gradients(grads, limit):
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
     return {name: g * limit / norm for name, g in grads.items()}
-'''),
-        ("norms-added", '''
+""",
+        ),
+        (
+            "norms-added",
+            """
 def clip_gradients(grads, limit):
     norm = sum(np.linalg.norm(g) for g in grads.values())
     return {name: g * min(1.0, limit / norm) for name, g in grads.items()}
-'''),
-        ("square-root-forgotten", '''
+""",
+        ),
+        (
+            "square-root-forgotten",
+            """
 def clip_gradients(grads, limit):
     norm = sum((g**2).sum() for g in grads.values())
     return {name: g * min(1.0, limit / norm) for name, g in grads.items()}
-'''),
+""",
+        ),
     ],
     "4.4": [
-        ("drops-the-one-that-crosses", '''
+        (
+            "drops-the-one-that-crosses",
+            """
 def nucleus(p, top_p):
     order = np.argsort(-p)
     keep = order[np.cumsum(p[order]) <= top_p]
     out = np.zeros_like(p)
     out[keep] = p[keep]
     return out / out.sum()
-'''),
-        ("not-summing-to-one", '''
+""",
+        ),
+        (
+            "not-summing-to-one",
+            """
 def nucleus(p, top_p):
     order = np.argsort(-p)
     before = np.cumsum(p[order]) - p[order]
@@ -90,17 +134,24 @@ def nucleus(p, top_p):
     keep = order[before < top_p]
     out[keep] = p[keep]
     return out
-'''),
-        ("order-of-tokens-lost", '''
+""",
+        ),
+        (
+            "order-of-tokens-lost",
+            """
 def nucleus(p, top_p):
     p = np.sort(p)[::-1]
     out = np.where(np.cumsum(p) - p < top_p, p, 0)
     return out / out.sum()
-'''),
-        ("not-sorted", '''
+""",
+        ),
+        (
+            "not-sorted",
+            """
 def nucleus(p, top_p):
     out = np.where(np.cumsum(p) - p < top_p, p, 0)
     return out / out.sum()
-'''),
+""",
+        ),
     ],
 }

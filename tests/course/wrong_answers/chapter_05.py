@@ -88,14 +88,30 @@ def adapted_forward(x, W, A, B, alpha):
     return alpha / len(A) * (x @ W.T + (x @ A.T) @ B.T)
 """,
         ),
+        (
+            "alpha-not-divided",
+            """
+def adapted_forward(x, W, A, B, alpha):
+    return x @ W.T + alpha * (x @ A.T) @ B.T
+""",
+        ),
     ],
     "5.4": [
         ("joined-by-or", "adapter_only = nnx.PathContains('lora_B') or nnx.PathContains('lora_A')"),
         ("base-not-frozen", "adapter_only = nnx.Param"),
-        ("selects-nothing", "adapter_only = nnx.Any(nnx.PathContains('lora_a'), nnx.PathContains('lora_b'))"),
+        (
+            "selects-nothing",
+            "adapter_only = nnx.Any(nnx.PathContains('lora_a'), nnx.PathContains('lora_b'))",
+        ),
         (
             "chosen-by-name",
             "adapter_only = lambda path, leaf: any(str(part).startswith(('lora_A', 'lora_B')) for part in path)",
+        ),
+        (
+            "chosen-by-name",
+            """
+adapter_only = nnx.Any(nnx.PathContains("lora_A"), nnx.PathContains("lora_B"))
+""",
         ),
     ],
     "5.5": [
@@ -120,6 +136,13 @@ def merged_kernel(kernel, A, B, alpha):
     for layer in (A, B):
         kernel = kernel + alpha / len(A) * (B @ A).T
     return kernel
+""",
+        ),
+        (
+            "alpha-not-divided",
+            """
+def merged_kernel(kernel, A, B, alpha):
+    return kernel + alpha * (B @ A).T
 """,
         ),
     ],

@@ -185,7 +185,7 @@ def swiglu_width(D, multiple):
         (
             "head-counted-too",
             """
-smollm2 = transformer.count_parameters(Config.from_hf(SMOLLM2 | {"tie_word_embeddings": False}))["total"]
+smollm2 = hf_config.read(SMOLLM2 | {"tie_word_embeddings": False}).count_parameters()["total"]
 """,
         ),
         (
@@ -203,7 +203,7 @@ smollm2 = 49152 * 576 + 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 
         (
             "biases-counted",
             """
-smollm2 = transformer.count_parameters(Config.from_hf(SMOLLM2 | {"model_type": "qwen2"}))["total"]
+smollm2 = hf_config.read(SMOLLM2 | {"model_type": "qwen2"}).count_parameters()["total"]
 """,
         ),
         (

@@ -45,6 +45,15 @@ def count(raw):
     return sum(sum(e.get("shape", [])) for e in json.loads(raw[8 : 8 + length]).values())
 """,
         ),
+        (
+            "counts-the-metadata",
+            """
+def count(raw):
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    return sum(int(np.prod(entry["shape"])) for entry in header.values())
+""",
+        ),
     ],
     "8.2": [
         (
@@ -117,6 +126,22 @@ def undo(weight, heads):
 def undo(weight, heads):
     pairs = weight.reshape(heads, -1, 2, weight.shape[-1])[:, :, ::-1]
     return pairs.swapaxes(1, 2).reshape(weight.shape)
+""",
+        ),
+        (
+            "heads-of-8-only",
+            """
+def undo(weight, heads):
+    return weight.reshape(heads, 8, -1)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(weight.shape)
+""",
+        ),
+        (
+            "changes-its-input",
+            """
+def undo(weight, heads):
+    for head in weight.reshape(heads, -1, weight.shape[-1]):
+        head[:] = np.concatenate([head[0::2], head[1::2]])
+    return weight
 """,
         ),
     ],

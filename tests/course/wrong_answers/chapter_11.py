@@ -2,94 +2,153 @@
 
 WRONG = {
     "11.1": [
-        ("inputs-not-targets", """
+        (
+            "inputs-not-targets",
+            """
 def conversation_weights(roles):
     return np.array([role in ("answer", "end") for role in roles[:-1]], np.float32)
-"""),
-        ("end-never-learned", """
+""",
+        ),
+        (
+            "end-never-learned",
+            """
 def conversation_weights(roles):
     return np.array([role == "answer" for role in roles[1:]], np.float32)
-"""),
-        ("one-weight-too-many", """
+""",
+        ),
+        (
+            "one-weight-too-many",
+            """
 def conversation_weights(roles):
     return np.array([role in ("answer", "end") for role in roles], np.float32)
-"""),
-        ("last-answer-only", """
+""",
+        ),
+        (
+            "last-answer-only",
+            """
 def conversation_weights(roles):
     last = max(i for i, role in enumerate(roles) if role == "user")
     return np.array([i > last and role in ("answer", "end") for i, role in enumerate(roles)][1:], np.float32)
-"""),
-        ("user-is-graded", """
+""",
+        ),
+        (
+            "user-is-graded",
+            """
 def conversation_weights(roles):
     return np.array([role != "template" for role in roles[1:]], np.float32)
-"""),
+""",
+        ),
     ],
     "11.2": [
-        ("mean-of-means", """
+        (
+            "mean-of-means",
+            """
 def combined(means, counts):
     return float(np.mean(means))
-"""),
-        ("sum-not-mean", """
+""",
+        ),
+        (
+            "sum-not-mean",
+            """
 def combined(means, counts):
     return float(np.dot(means, counts))
-"""),
-        ("mean-of-nonempty-means", """
+""",
+        ),
+        (
+            "mean-of-nonempty-means",
+            """
 def combined(means, counts):
     return float(np.mean([m for m, n in zip(means, counts) if n]))
-"""),
+""",
+        ),
     ],
     "11.3": [
-        ("keeps-the-end", """
+        (
+            "keeps-the-end",
+            """
 def cut(ids, prompt, window):
     kept = ids if len(ids) <= window + 1 else [*ids[:window], ids[-1]]
     return kept if len(kept) > prompt + 1 else None
-"""),
-        ("one-token-too-few", """
+""",
+        ),
+        (
+            "one-token-too-few",
+            """
 def cut(ids, prompt, window):
     return ids[:window] if window > prompt else None
-"""),
-        ("nothing-graded", """
+""",
+        ),
+        (
+            "nothing-graded",
+            """
 def cut(ids, prompt, window):
     return ids[: window + 1]
-"""),
-        ("front-cut-off", """
+""",
+        ),
+        (
+            "front-cut-off",
+            """
 def cut(ids, prompt, window):
     return ids[:-1][-(window + 1):] if len(ids) > window + 1 else ids
-"""),
-        ("skips-what-can-be-cut", """
+""",
+        ),
+        (
+            "skips-what-can-be-cut",
+            """
 def cut(ids, prompt, window):
     return ids if len(ids) <= window + 1 else None
-"""),
-        ("skips-the-last-chance", """
+""",
+        ),
+        (
+            "skips-the-last-chance",
+            """
 def cut(ids, prompt, window):
     return ids[: window + 1] if window > prompt else None
-"""),
+""",
+        ),
     ],
     "11.4": [
-        ("prompt-counted", """
+        (
+            "prompt-counted",
+            """
 def by_example(nats, segments, weights):
     return [float(nats[segments == n].mean()) for n in range(1, segments.max() + 1)]
-"""),
-        ("padding-as-an-example", """
+""",
+        ),
+        (
+            "padding-as-an-example",
+            """
 def by_example(nats, segments, weights):
     return [float(np.mean(nats[segments == n])) for n in np.unique(segments)]
-"""),
-        ("divided-by-all-places", """
+""",
+        ),
+        (
+            "divided-by-all-places",
+            """
 def by_example(nats, segments, weights):
     return [float((nats * weights)[segments == n].mean()) for n in range(1, segments.max() + 1)]
-"""),
-        ("sum-not-mean", """
+""",
+        ),
+        (
+            "sum-not-mean",
+            """
 def by_example(nats, segments, weights):
     return [float((nats * weights)[segments == n].sum()) for n in range(1, segments.max() + 1)]
-"""),
+""",
+        ),
     ],
     "11.5": [
-        ("whole-logits", """
+        (
+            "whole-logits",
+            """
 def loss_in_chunks(hidden, table, targets, weights, chunk):
     nats = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
     return (weights * nats).sum() / weights.sum()
-"""),
-        ("mean-of-means", """
+""",
+        ),
+        (
+            "mean-of-means",
+            """
 def loss_in_chunks(hidden, table, targets, weights, chunk):
     means = []
     for at in range(0, len(targets), chunk):
@@ -97,8 +156,11 @@ def loss_in_chunks(hidden, table, targets, weights, chunk):
         nats = optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])
         means.append((weights[s] * nats).sum() / weights[s].sum())
     return jnp.mean(jnp.array(means))
-"""),
-        ("last-chunk-half-lost", """
+""",
+        ),
+        (
+            "last-chunk-half-lost",
+            """
 def loss_in_chunks(hidden, table, targets, weights, chunk):
     total = 0.0
     for at in range(0, len(targets) - chunk + 1, chunk):
@@ -106,44 +168,73 @@ def loss_in_chunks(hidden, table, targets, weights, chunk):
         nats = optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])
         total += (weights[s] * nats).sum()
     return total / weights.sum()
-"""),
-        ("weights-forgotten", """
+""",
+        ),
+        (
+            "weights-forgotten",
+            """
 def loss_in_chunks(hidden, table, targets, weights, chunk):
     total = 0.0
     for at in range(0, len(targets), chunk):
         s = slice(at, at + chunk)
         total += optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s]).sum()
     return total / len(targets)
-"""),
-        ("divided-by-all-places", """
+""",
+        ),
+        (
+            "divided-by-all-places",
+            """
 def loss_in_chunks(hidden, table, targets, weights, chunk):
     total = 0.0
     for at in range(0, len(targets), chunk):
         s = slice(at, at + chunk)
         total += (weights[s] * optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])).sum()
     return total / len(targets)
-"""),
+""",
+        ),
     ],
     "11.6": [
-        ("nothing-assumed", """
+        (
+            "nothing-assumed",
+            """
 def worst_case(base, adapter, cut):
     return newcombe(base, adapter)[0]
-"""),
-        ("wrong-way-round", """
+""",
+        ),
+        (
+            "wrong-way-round",
+            """
 def worst_case(base, adapter, cut):
     return newcombe(adapter, base | cut)[0]
-"""),
-        ("upper-end", """
+""",
+        ),
+        (
+            "upper-end",
+            """
 def worst_case(base, adapter, cut):
     return newcombe(base | cut, adapter)[1]
-"""),
-        ("no-interval", """
+""",
+        ),
+        (
+            "no-interval",
+            """
 def worst_case(base, adapter, cut):
     return float(adapter.mean() - (base | cut).mean())
-"""),
-        ("cut-counts-as-wrong", """
+""",
+        ),
+        (
+            "cut-counts-as-wrong",
+            """
 def worst_case(base, adapter, cut):
     return newcombe(base & ~cut, adapter)[0]
-"""),
+""",
+        ),
+        (
+            "both-favoured",
+            """
+def worst_case(base, adapter, cut):
+    return newcombe(base | cut, adapter | cut)[0]
+""",
+        ),
     ],
 }

@@ -2,90 +2,147 @@
 
 WRONG = {
     "13.1": [
-        ("one-chip", """
+        (
+            "one-chip",
+            """
 def largest_batch(memory, fixed, per_row, fsdp):
     return int((memory - fixed) // per_row)
-"""),
-        ("does-not-divide", """
+""",
+        ),
+        (
+            "does-not-divide",
+            """
 def largest_batch(memory, fixed, per_row, fsdp):
     return int(fsdp * (memory - fixed) / per_row)
-"""),
-        ("rounded-up", """
+""",
+        ),
+        (
+            "rounded-up",
+            """
 def largest_batch(memory, fixed, per_row, fsdp):
     return fsdp * math.ceil((memory - fixed) / per_row)
-"""),
-        ("nothing-else-there", """
+""",
+        ),
+        (
+            "nothing-else-there",
+            """
 def largest_batch(memory, fixed, per_row, fsdp):
     return fsdp * int(memory // per_row)
-"""),
+""",
+        ),
     ],
     "13.2": [
-        ("whole-batch", """
+        (
+            "whole-batch",
+            """
 def saved_inputs(layers, width, batch, seq, fsdp):
     return 2 * layers * batch * seq * width
-"""),
-        ("in-float32", """
+""",
+        ),
+        (
+            "in-float32",
+            """
 def saved_inputs(layers, width, batch, seq, fsdp):
     return 4 * layers * (batch // fsdp) * seq * width
-"""),
-        ("one-layer", """
+""",
+        ),
+        (
+            "one-layer",
+            """
 def saved_inputs(layers, width, batch, seq, fsdp):
     return 2 * (batch // fsdp) * seq * width
-"""),
-        ("numbers-not-bytes", """
+""",
+        ),
+        (
+            "numbers-not-bytes",
+            """
 def saved_inputs(layers, width, batch, seq, fsdp):
     return layers * (batch // fsdp) * seq * width
-"""),
+""",
+        ),
     ],
     "13.3": [
-        ("half-a-head", """
+        (
+            "half-a-head",
+            """
 def heads_on_a_chip(heads, kv_heads, tp):
     return heads // tp, kv_heads // tp
-"""),
-        ("one-each", """
+""",
+        ),
+        (
+            "one-each",
+            """
 def heads_on_a_chip(heads, kv_heads, tp):
     return heads // tp, max(1, kv_heads // tp)
-"""),
-        ("not-refused", """
+""",
+        ),
+        (
+            "not-refused",
+            """
 def heads_on_a_chip(heads, kv_heads, tp):
     return heads // tp, kv_heads if kv_heads % tp else kv_heads // tp
-"""),
-        ("crash-not-refusal", """
+""",
+        ),
+        (
+            "crash-not-refusal",
+            """
 def heads_on_a_chip(heads, kv_heads, tp):
     assert heads % tp == 0
     return heads // tp, kv_heads if kv_heads % tp else kv_heads // tp
-"""),
+""",
+        ),
     ],
     "13.4": [
-        ("one-pass", """
+        (
+            "one-pass",
+            """
 def gathered(layers, layer_numbers, table_numbers, tp):
     return 2 * (layers * layer_numbers + 2 * table_numbers) / tp
-"""),
-        ("tables-twice", """
+""",
+        ),
+        (
+            "tables-twice",
+            """
 def gathered(layers, layer_numbers, table_numbers, tp):
     return 4 * (layers * layer_numbers + 2 * table_numbers) / tp
-"""),
-        ("three-passes", """
+""",
+        ),
+        (
+            "three-passes",
+            """
 def gathered(layers, layer_numbers, table_numbers, tp):
     return 2 * (3 * layers * layer_numbers + 2 * table_numbers) / tp
-"""),
-        ("tp-forgotten", """
+""",
+        ),
+        (
+            "tp-forgotten",
+            """
 def gathered(layers, layer_numbers, table_numbers, tp):
     return 2 * (2 * layers * layer_numbers + 2 * table_numbers)
-"""),
+""",
+        ),
     ],
     "13.5": [
-        ("upside-down", """
+        (
+            "upside-down",
+            """
 def tokens_to_hide(message_bytes, bandwidth, operations, peak):
     return (operations / peak) / (message_bytes / bandwidth)
-"""),
-        ("seconds", """
+""",
+        ),
+        (
+            "seconds",
+            """
 def tokens_to_hide(message_bytes, bandwidth, operations, peak):
     return message_bytes / bandwidth
-"""),
-        ("bits", """
+""",
+        ),
+        (
+            "bits",
+            """
 def tokens_to_hide(message_bytes, bandwidth, operations, peak):
     return 8 * message_bytes / bandwidth / (operations / peak)
-"""),
+""",
+        ),
     ],
 }

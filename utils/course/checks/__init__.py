@@ -2,23 +2,26 @@
 
 Every exercise ends with a line such as `check("4.1", my_function)`. It tries what you wrote on a
 few small inputs and prints one line: pass, not attempted yet, or which well-known mistake your
-answer looks like and where to look next. A check holds no solution: it knows properties that a
-right answer has (a shape, a known value, a sum of one) and what the usual wrong answers give. So
-two very different answers may both pass, and reading this folder spoils little.
+answer looks like and where to look next. A check holds no solution: it knows properties of a
+right answer (a shape, a known value, a sum of one) and what the usual wrong answers give. So two
+very different answers may both pass, and reading this folder spoils little.
 
 The checks of chapter 4 are in `chapter_04.py`, loaded when the first of them is called. To write
 one:
 
-    from utils.checks import call, exercise, expect, expect_close, normal
+    from utils.course.checks import call, exercise, expect_close
 
     @exercise("4.1")
     def bits_per_character(learner):
-        nats, characters = 100.0, 50
-found = call(learner, nats, characters)              # runs the learner's function, never trusts it
-        expect_close(found, 2.885390, "the bits per character", unlike={
+        answer = call(learner, 100.0, 50)  # runs the learner's function, never trusts it
+        expect_close(answer, 2.885390, "the bits per character", unlike={
             "nats-not-bits": (2.0, "this is nats per character", "one bit is ln 2 nats"),
         })
-return "It is the number the chapter prints"         # optional: a sentence to print after "Pass"
+        return "It is the number the chapter prints"  # optional: printed after "Pass"
+
+The right value is a number computed beforehand, what a library's or the package's function gives,
+or a property of the answer. It is never computed as the exercise asks the learner to do it;
+`tests/course/test_checks_hold_no_solution.py` compares every check with every solution.
 """
 
 import ast
@@ -50,8 +53,8 @@ GENERIC = ("error", "wrong-type", "wrong-shape", "wrong-values", "not-finite", "
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found. `status` is "pass", "not attempted" or "fail"; `mistake` is its name,
-    None unless "fail"."""
+    """A check's verdict: `status` is "pass", "not attempted" or "fail", `mistake` the name of the
+    mistake (None unless "fail")."""
 
     status: str
     mistake: str | None
@@ -106,13 +109,19 @@ def check(exercise_id: str, *answers: Any, **named: Any) -> Result:
 
 def find(exercise_id: str) -> Callable:
     """The check registered for an exercise; `CourseError` if there is none."""
-    match = re.fullmatch(r"(\d{1,2})\.(\d{1,2})", exercise_id) if isinstance(exercise_id, str) else None
+    match = (
+        re.fullmatch(r"(\d{1,2})\.(\d{1,2})", exercise_id) if isinstance(exercise_id, str) else None
+    )
     if match is None:
-        raise CourseError(f'exercise {exercise_id!r}: expected a name such as "4.1", chapter and number')
+        raise CourseError(
+            f'exercise {exercise_id!r}: expected a name such as "4.1", chapter and number'
+        )
     known = ids(int(match[1]))
     if exercise_id not in known:
         there_are = f"it has {', '.join(known)}" if known else "that chapter has none"
-        raise CourseError(f"exercise {exercise_id}: chapter {int(match[1])} has no such exercise; {there_are}")
+        raise CourseError(
+            f"exercise {exercise_id}: chapter {int(match[1])} has no such exercise; {there_are}"
+        )
     return _registry[exercise_id]
 
 
@@ -150,7 +159,9 @@ def exercise(exercise_id: str) -> Callable[[Callable], Callable]:
             function.__module__,
             function.__name__,
         ):
-            raise CourseError(f"exercise {exercise_id} has two checks, {other.__name__} and {function.__name__}")
+            raise CourseError(
+                f"exercise {exercise_id} has two checks, {other.__name__} and {function.__name__}"
+            )
         _registry[exercise_id] = function
         return function
 
@@ -166,7 +177,13 @@ def expect(condition: Any, mistake: str, why: str, look_at: str = "") -> None:
 def attempted(*values: Any) -> None:
     """Raise `NotAttempted` if any value is still None, `...`, or a container with a `...` in it."""
     for value in values:
-        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (tuple, list)) else ()
+        inside = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (tuple, list))
+            else ()
+        )
         if value is None or value is Ellipsis or any(item is Ellipsis for item in inside):
             raise NotAttempted
 
@@ -189,7 +206,9 @@ def call(function: Any, *args: Any, **kwargs: Any) -> Any:
     except (Exception, SystemExit) as error:
         raise LearnerError(error) from error
     if value is None and not _has_placeholder(function):
-        raise Mistake("returns-nothing", "the function ran, and returned None", "is a return missing?")
+        raise Mistake(
+            "returns-nothing", "the function ran, and returned None", "is a return missing?"
+        )
     attempted(value)
     return value
 
@@ -207,44 +226,52 @@ def attribute(thing: Any, name: str) -> Any:
     return thing
 
 
-def array(found: Any, what: str = "the result") -> np.ndarray:
+def array(answer: Any, what: str = "the result") -> np.ndarray:
     """The learner's value as a NumPy array; a clear mistake ("wrong-type") where it is no array of
     numbers.
 
     Floating point comes back as float64 (bfloat16 too), integers and booleans as they are.
     """
-    attempted(found)
+    attempted(answer)
     try:
-        value = np.asarray(found)
+        value = np.asarray(answer)
         if value.dtype.kind not in "biufc":
             value = value.astype(np.float64)  # bfloat16 has kind "V"; objects and text fail here
     except Exception as error:
-        raise Mistake("wrong-type", f"expected numbers for {what}, found {_describe(found)}") from error
+        raise Mistake(
+            "wrong-type", f"expected numbers for {what}, found {_describe(answer)}"
+        ) from error
     return value.astype(np.float64) if value.dtype.kind == "f" else value
 
 
-def expect_shape(found: Any, shape: tuple[int, ...], what: str = "the result", axes: str = "") -> np.ndarray:
+def expect_shape(
+    answer: Any, shape: tuple[int, ...], what: str = "the result", axes: str = ""
+) -> np.ndarray:
     """Require a shape. `axes` names it for the reader, as in "[B, T, V]". Returns the value as a
     NumPy array."""
-    value = array(found, what)
+    value = array(answer, what)
     if value.shape != tuple(shape):
         names = f" ({axes})" if axes else ""
-        raise Mistake("wrong-shape", f"expected shape {tuple(shape)}{names} for {what}, found {value.shape}")
+        raise Mistake(
+            "wrong-shape", f"expected shape {tuple(shape)}{names} for {what}, found {value.shape}"
+        )
     return value
 
 
-def is_close(found: Any, expected: ArrayLike, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
+def is_close(answer: Any, expected: ArrayLike, rtol: float = 1e-4, atol: float = 1e-6) -> bool:
     """Same shape and same values within the tolerance. False for anything that cannot be
     compared."""
     try:
-        value, wanted = array(found), array(expected)
-        return value.shape == wanted.shape and bool(np.allclose(value, wanted, rtol=rtol, atol=atol))
+        value, target = array(answer), array(expected)
+        return value.shape == target.shape and bool(
+            np.allclose(value, target, rtol=rtol, atol=atol)
+        )
     except Exception:
         return False
 
 
 def expect_close(
-    found: Any,
+    answer: Any,
     expected: ArrayLike,
     what: str = "the result",
     *,
@@ -260,25 +287,27 @@ def expect_close(
     the answer is wrong and equals one of them, that mistake is reported instead of a plain
     difference.
     """
-    attempted(found)
-    if is_close(found, expected, rtol, atol):
-        return array(found, what)
+    attempted(answer)
+    if is_close(answer, expected, rtol, atol):
+        return array(answer, what)
     for name, (wrong, *explanation) in (unlike or {}).items():
-        if is_close(found, wrong, rtol, atol):
+        if is_close(answer, wrong, rtol, atol):
             raise Mistake(name, *explanation)
-    wanted = array(expected)
-    value = expect_shape(found, wanted.shape, what, axes)
-    if value.dtype.kind == "f" and not np.isfinite(value).all() and np.isfinite(wanted).all():
+    target = array(expected)
+    value = expect_shape(answer, target.shape, what, axes)
+    if value.dtype.kind == "f" and not np.isfinite(value).all() and np.isfinite(target).all():
         bad = int((~np.isfinite(value)).sum())
         raise Mistake(
             "not-finite",
             f"{bad} of {value.size} numbers in {what} are NaN or infinite",
             "look for a division by zero, a log of zero, or a row that is masked everywhere",
         )
-    difference = np.abs(value.astype(np.complex128) - wanted.astype(np.complex128))
+    difference = np.abs(value.astype(np.complex128) - target.astype(np.complex128))
     worst = np.unravel_index(np.argmax(difference), value.shape) if value.shape else ()
     place = f" at [{', '.join(map(str, worst))}]" if worst else ""
-    raise Mistake("wrong-values", f"expected {wanted[worst]:.6g}{place} in {what}, found {value[worst]:.6g}")
+    raise Mistake(
+        "wrong-values", f"expected {target[worst]:.6g}{place} in {what}, found {value[worst]:.6g}"
+    )
 
 
 def normal(*shape: int, seed: int = 0) -> Float[np.ndarray, "..."]:
@@ -300,23 +329,31 @@ def _judge(function: Callable, answers: tuple, named: dict) -> Result:
     try:
         inspect.signature(function).bind(*answers, **named)
     except TypeError as error:
-        return Result(FAIL, "wrong-type", f"the line that calls the check was changed: {_one_line(error)}")
+        return Result(
+            FAIL, "wrong-type", f"the line that calls the check was changed: {_one_line(error)}"
+        )
     try:
         attempted(*learners)
         praise = function(*answers, **named)
         return Result(PASS, None, praise if isinstance(praise, str) else "")
     except NotAttempted:
         pass
-    except Mistake as found:
-        if not (found.name in GENERIC and _still_a_stub(learners)):
+    except Mistake as mistake:
+        if not (mistake.name in GENERIC and _still_a_stub(learners)):
             # Named mistakes read as words; generic ones say no more than their explanation.
-            name = found.name.replace("-", " ")
-            start = found.why if found.name in GENERIC else f"this looks like {name}: {found.why}"
-            text = _tidy(start) + (f". Look at this: {_tidy(found.look_at)}" if found.look_at else "")
-            return Result(FAIL, found.name, text)
-    except LearnerError as found:
+            name = mistake.name.replace("-", " ")
+            start = (
+                mistake.why if mistake.name in GENERIC else f"this looks like {name}: {mistake.why}"
+            )
+            text = _tidy(start) + (
+                f". Look at this: {_tidy(mistake.look_at)}" if mistake.look_at else ""
+            )
+            return Result(FAIL, mistake.name, text)
+    except LearnerError as raised:
         if not _still_a_stub(learners):
-            return Result(FAIL, "error", f"your code raised {_one_line(found.error)}{_place(found.error)}")
+            return Result(
+                FAIL, "error", f"your code raised {_one_line(raised.error)}{_place(raised.error)}"
+            )
     except (Exception, SystemExit) as error:
         if not _still_a_stub(learners):
             return Result(
@@ -339,7 +376,10 @@ def _functions(thing: Any) -> list:
             thing = thing.func
         elif inspect.ismethod(thing):
             thing = thing.__func__
-        elif (not isinstance(thing, type) and inspect.getattr_static(thing, "__wrapped__", None) is not None) or (
+        elif (
+            not isinstance(thing, type)
+            and inspect.getattr_static(thing, "__wrapped__", None) is not None
+        ) or (
             callable(thing) and not isinstance(thing, type) and hasattr(type(thing), "__wrapped__")
         ):
             thing = thing.__wrapped__
@@ -369,7 +409,9 @@ def _is_empty(function: Any) -> bool:
     }
     steps = list(dis.get_instructions(function))
     loads = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
-    return all(step.opname in quiet for step in steps) and all(v is None or v is Ellipsis for v in loads)
+    return all(step.opname in quiet for step in steps) and all(
+        v is None or v is Ellipsis for v in loads
+    )
 
 
 def _has_placeholder(thing: Any) -> bool:

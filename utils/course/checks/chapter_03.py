@@ -2,43 +2,54 @@
 
 import numpy as np
 
-from utils.course.checks import Mistake, array, attempted, call, exercise, expect, expect_close, expect_shape, integers, is_close, normal
+from utils.course.checks import (
+    Mistake,
+    array,
+    attempted,
+    call,
+    exercise,
+    expect,
+    expect_close,
+    expect_shape,
+    integers,
+    is_close,
+    normal,
+)
 
 
 @exercise("3.1")
 def windowed_mask(learner):
     T, window = 6, 3
-    found = expect_shape(call(learner, T, window), (T, T), "the mask", "[T, T]").astype(bool)
-    allowed = {(t, s) for t in range(T) for s in range(T) if found[t, s]}
-    wanted = {(t, s) for t in range(T) for s in range(T) if 0 <= t - s <= window - 1}
-    if allowed != wanted:
-        mirrored = {(s, t) for t, s in allowed} == wanted
+    rows = ("100000", "110000", "111000", "011100", "001110", "000111")
+    expected = np.array([[mark == "1" for mark in row] for row in rows])
+    mask = expect_shape(call(learner, T, window), (T, T), "the mask", "[T, T]").astype(bool)
+    if not np.array_equal(mask, expected):
         expect(
-            not mirrored,
+            not np.array_equal(mask.T, expected),
             "rows-and-columns-swapped",
             "each token may look at later tokens and at no earlier one",
             "rows look, columns are looked at",
         )
         expect(
-            all(s <= t for t, s in allowed),
+            not np.triu(mask, 1).any(),
             "sees-the-future",
             "some tokens may look at later ones",
             "row 0 must be True in column 0 alone",
         )
         expect(
-            all((t, t) in allowed for t in range(T)),
+            mask.diagonal().all(),
             "own-position-left-out",
             "a token may not look at itself, so with window 1 it sees nothing at all",
             "is the distance 0 allowed?",
         )
         expect(
-            allowed != _past(T),
+            not np.array_equal(mask, np.tri(T, dtype=bool)),
             "no-window",
             "every earlier token is allowed, however far away",
             "the upper limit of the distance",
         )
         expect(
-            max(t - s for t, s in allowed) < window,
+            not mask.diagonal(-window).any(),
             "one-too-many",
             f"with window {window} a token should see {window} tokens, itself included, and sees more",
             "< or <=",
@@ -53,69 +64,66 @@ def windowed_mask(learner):
     return "It holds for windows of 3 and of 1"
 
 
-def _past(T: int) -> set[tuple[int, int]]:
-    return {(t, s) for t in range(T) for s in range(t + 1)}
-
-
-def _softmax(scores, axis):
-    top = np.exp(scores - scores.max(axis, keepdims=True))
-    return top / top.sum(axis, keepdims=True)
-
-
 @exercise("3.2")
 def attend(learner):
+    import jax
     import jax.numpy as jnp
 
-    T, S, H = 4, 5, 9
-    q, k, v = 2 * normal(T, H, seed=1), normal(S, H, seed=2), normal(S, H, seed=3)
-    mask = np.tri(T, S, k=1).astype(bool)
-    mask[:, 0] = True
-    raw = np.asarray(q, np.float64) @ k.T
-    big = np.where(mask, 0.0, -1e30)
-
-    def weigh(scores, axis=1):
-        return _softmax(scores, axis) @ v
-
-    found = call(learner, *map(jnp.asarray, (q, k, v, mask)))
+    # Scores 2, 4, 0 and 2, 3, 7 before any scaling. The values are unit vectors, so that an output
+    # is a row of attention weights; the numbers were computed beforehand.
+    q, k = [[2.0, 0, 0, 0], [0, 0, 3, 1]], [[1.0, 0, 0, 2], [2, 0, 1, 0], [0, 1, 2, 1]]
+    v, mask = np.eye(3, 4, dtype=np.float32), np.array([[True, True, False], [True, False, True]])
     expect_close(
-        found,
-        weigh(raw / 3 + big),
+        call(learner, *map(jnp.asarray, (q, k, v, mask))),
+        [[0.268941, 0.731059, 0, 0], [0.075858, 0, 0.924142, 0]],
         "the output",
         axes="[T, H]",
         rtol=1e-3,
         atol=1e-4,
         unlike={
             "not-scaled": (
-                weigh(raw + big),
+                [[0.119203, 0.880797, 0, 0], [0.006693, 0, 0.993307, 0]],
                 "the scores were not divided by anything",
                 "their spread grows like the square root of H",
             ),
             "divided-by-head-size": (
-                weigh(raw / 9 + big),
+                [[0.377541, 0.622459, 0, 0], [0.2227, 0, 0.7773, 0]],
                 "the scores were divided by H",
                 "it is their variance that is H, not their spread",
             ),
             "mask-after-softmax": (
-                (_softmax(raw / 3, 1) * mask) @ v,
+                [[0.244728, 0.665241, 0, 0], [0.067425, 0, 0.821409, 0]],
                 "the weights are set to zero after the softmax, so rows no longer sum to one",
                 "what must a score be for its weight to become zero?",
             ),
             "mask-left-out": (
-                weigh(raw / 3),
+                [[0.244728, 0.665241, 0.090031, 0], [0.067425, 0.111166, 0.821409, 0]],
                 "every token looks at every other",
                 "is mask used at all?",
             ),
             "softmax-over-queries": (
-                weigh(raw / 3 + big, axis=0),
+                [[0.5, 1, 0, 0], [0.5, 0, 1, 0]],
                 "the weights of a column sum to one, not those of a row",
                 "the axis of the softmax: each row shares out one unit of attention",
             ),
             "zero-is-not-masked": (
-                weigh(np.where(mask, raw / 3, 0.0)),
+                [[0.244728, 0.665241, 0.090031, 0], [0.073799, 0.027149, 0.899052, 0]],
                 "a masked score was set to 0, which is a weight like any other",
                 "what does softmax make of 0?",
             ),
         },
+    )
+    q, k, v = normal(4, 9, seed=1), normal(5, 9, seed=2), normal(5, 9, seed=3)
+    mask = np.tri(4, 5, k=1).astype(bool)
+    one_head = (jnp.asarray(part)[None, :, None] for part in (q, k, v))
+    library = jax.nn.dot_product_attention(*one_head, mask=jnp.asarray(mask)[None, None])
+    expect_close(
+        call(learner, *map(jnp.asarray, (q, k, v, mask))),
+        library[0, :, 0],
+        "the output for 4 queries and 5 keys",
+        axes="[T, H]",
+        rtol=1e-3,
+        atol=1e-4,
     )
     return "Scale, mask and axis are right, also with more tokens looked at than looking"
 
@@ -124,29 +132,28 @@ def attend(learner):
 def split_heads(learner):
     import jax.numpy as jnp
 
-    B, T, N, H = 2, 3, 4, 5
-    x = np.arange(B * T * N * H, dtype=np.float32).reshape(B, T, N * H)
-    index = np.indices((B, N, T, H))
-    wanted = x[index[0], index[2], index[1] * H + index[3]]
-    found = call(learner, jnp.asarray(x), N)
+    # Two texts of two tokens of three heads of two numbers; the second text holds 12 more each.
+    x = np.arange(24, dtype=np.float32).reshape(2, 2, 6)
+    heads = np.array([[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]])
+    interleaved = np.array([[[0, 3], [6, 9]], [[1, 4], [7, 10]], [[2, 5], [8, 11]]])
     expect_close(
-        found,
-        wanted,
+        call(learner, jnp.asarray(x), 3),
+        [heads, heads + 12],
         "the split array",
         axes="[B, N, T, H]",
         unlike={
             "tokens-mixed-with-heads": (
-                x.reshape(B, N, T, H),
+                x.reshape(2, 3, 2, 2),
                 "one reshape to [B, N, T, H] deals out whole tokens to heads",
                 "cut D where it stands, at the end; then move the axis",
             ),
             "numbers-interleaved": (
-                x[index[0], index[2], index[3] * N + index[1]],
+                [interleaved, interleaved + 12],
                 "head n got every N-th number of the token",
                 "which of N and H comes first when D is cut?",
             ),
             "axis-not-moved": (
-                x.reshape(B, T, N, H),
+                x.reshape(2, 2, 3, 2),
                 "the cut is right, and the heads stand after the tokens",
                 "the order of the axes asked for: [B, N, T, H]",
             ),
@@ -157,12 +164,12 @@ def split_heads(learner):
 
 @exercise("3.4")
 def gpt2_small(learner):
-    from utils.minigpt import Config, count_parameters
+    from utils.minigpt import Config
 
     attempted(learner)
     if callable(learner):
         raise Mistake("wrong-type", "expected a number, found a function", "call it")
-    counts = count_parameters(Config(50_257, 1_024, 768, 12, 12, 3_072))
+    counts = Config(50_257, 1_024, 768, 12, 12, 3_072).count_parameters()
     total = counts["total"]
     unlike = {
         "head-counted-again": (
@@ -219,9 +226,9 @@ def is_causal(learner):
     def running(tokens):  # [1, T, 1]: a sum of all tokens so far
         return jnp.cumsum(tokens, axis=1)[..., None]
 
-    def peeks(*places):
-        """The running sum, to which the token after each of these places is added."""
-        chosen = jnp.asarray([place in places for place in range(T)])
+    def peeks(*positions):
+        """The running sum, to which the token after each of these positions is added."""
+        chosen = jnp.asarray([position in positions for position in range(T)])
 
         def forward(tokens):
             ahead = jnp.roll(tokens, -1, axis=1).at[:, -1].set(0)
@@ -254,29 +261,29 @@ def is_causal(learner):
         "a model whose every place sees the next token was called causal",
         "is the changed row really passed to forward, and compared with the first answer?",
     )
-    found = [not says(peeks(place)) for place in range(T - 1)]
+    caught = [not says(peeks(position)) for position in range(T - 1)]
     expect(
-        found != [False] * (T - 2) + [True],
+        caught != [False] * (T - 2) + [True],
         "only-the-last-token",
         "a leak is found only when it comes from the last token",
         "each token has to be changed once",
     )
     expect(
-        found != [True] + [False] * (T - 2),
+        caught != [True] + [False] * (T - 2),
         "only-the-first-places",
         "a leak is found only at the first place",
         "compare every place before the changed one",
     )
     expect(
-        sum(found) != 1,
+        sum(caught) != 1,
         "one-place-only",
-        f"a leak is found only at place {found.index(True) if True in found else 0}",
+        f"a leak is found only at place {caught.index(True) if True in caught else 0}",
         "each token has to be changed once",
     )
     expect(
-        all(found),
+        all(caught),
         "misses-some-places",
-        f"a leak at place {found.index(False) if False in found else 0} was not found",
+        f"a leak at place {caught.index(False) if False in caught else 0} was not found",
         "which tokens are changed, and which outputs compared?",
     )
     expect(

@@ -7,9 +7,8 @@ from utils.course.checks import array, call, exercise, expect, expect_close, is_
 
 @exercise("4.1")
 def bits_per_character(learner):
-    found = call(learner, 2.0, 250, 1000)
     expect_close(
-        found,
+        call(learner, 2.0, 250, 1000),
         0.7213475,
         "the bits per character",
         unlike={
@@ -36,10 +35,10 @@ def bits_per_character(learner):
 
 @exercise("4.2")
 def learning_rate(learner):
-    peak, warmup, steps, end = 2e-3, 100, 1100, 0.1
+    peak, warmup_steps, steps, end = 2e-3, 100, 1100, 0.1
 
     def at(step):
-        return float(array(call(learner, step, peak, warmup, steps, end), "the rate"))
+        return float(array(call(learner, step, peak, warmup_steps, steps, end), "the rate"))
 
     rising = np.array([at(step) for step in (0, 25, 50, 100)])
     expect(
@@ -48,7 +47,9 @@ def learning_rate(learner):
         "the rate is at its peak from the first step on",
         "what happens before step `warmup`",
     )
-    expect_close(rising[:3], peak * np.array([0, 0.25, 0.5]), "the rate at steps 0, 25, 50", axes="[3]")
+    expect_close(
+        rising[:3], peak * np.array([0, 0.25, 0.5]), "the rate at steps 0, 25, 50", axes="[3]"
+    )
     last, middle = at(steps), at(600)
     expect(
         not (is_close(last, 0.0) and middle <= last),
@@ -65,7 +66,7 @@ def learning_rate(learner):
     expect(
         rising[3] > peak * 0.999,
         "cosine-from-step-zero",
-        f"at step {warmup} the rate is {rising[3]:.3g}, not the peak {peak:.3g}: the cosine has already begun",
+        f"at step {warmup_steps} the rate is {rising[3]:.3g}, not the peak {peak:.3g}: the cosine has already begun",
         "measure the way from the end of the warmup",
     )
     expect(
@@ -91,14 +92,14 @@ def clip_gradients(learner):
     small = {"a": np.array([0.03]), "b": np.array([[0.0, 0.04]]), "c": np.array([0.12, 0.0])}
 
     def flat(grads):
-        found = call(learner, {name: g.copy() for name, g in grads.items()}, 1.0)
+        clipped = call(learner, {name: g.copy() for name, g in grads.items()}, 1.0)
         expect(
-            isinstance(found, dict) and set(found) == set(grads),
+            isinstance(clipped, dict) and set(clipped) == set(grads),
             "not-a-dictionary",
             "expected a dictionary with the names of the gradients",
             "what the function returns",
         )
-        return np.concatenate([array(found[name], name).ravel() for name in "abc"])
+        return np.concatenate([array(clipped[name], name).ravel() for name in "abc"])
 
     expect_close(
         flat(large),
@@ -142,16 +143,18 @@ def clip_gradients(learner):
         },
     )
     expect_close(
-        flat({name: 0 * g for name, g in large.items()}), np.zeros(5), "a gradient of zero", axes="[all entries]"
+        flat({name: 0 * g for name, g in large.items()}),
+        np.zeros(5),
+        "a gradient of zero",
+        axes="[all entries]",
     )
 
 
 @exercise("4.4")
 def nucleus(learner):
     p = np.array([0.15, 0.5, 0.1, 0.25])
-    found = call(learner, p.copy(), 0.7)
     expect_close(
-        found,
+        call(learner, p.copy(), 0.7),
         np.array([0, 2 / 3, 0, 1 / 3]),
         "the probabilities at top_p 0.7",
         axes="[V]",
@@ -190,5 +193,7 @@ def nucleus(learner):
         "where one token has 0.9 and top_p is 0.5, nothing was kept",
         "a token is needed while the sum before it is below top_p",
     )
-    expect_close(sure, np.array([0.0, 1, 0]), "the probabilities where one token is enough", axes="[V]")
+    expect_close(
+        sure, np.array([0.0, 1, 0]), "the probabilities where one token is enough", axes="[V]"
+    )
     expect_close(call(learner, p.copy(), 1.0), p, "the probabilities at top_p 1", axes="[V]")
