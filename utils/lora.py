@@ -35,6 +35,7 @@ from utils import CourseError, kernels, transformer
 
 LINEAR = (nnx.Linear, transformer.Linear)
 TABLE = (nnx.Embed, transformer.Embed)
+State = dict[str, dict[str, np.ndarray]]  # adapted path -> lora_A, lora_B, scale
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -60,48 +61,47 @@ class Adapter(nnx.Module):
         self,
         base: nnx.Module,
         *,
-        features: tuple[int, int],
-        stack: int | None,
-        rank: int | Sequence[int],
-        alpha: float | Sequence[float],
-        use_rslora: bool = False,
-        layers: Sequence[int] | None = None,
-        dropout: float = 0.0,
+        rank,
+        alpha,
+        use_rslora=False,
+        layers=None,
+        dropout=0.0,
         rngs: nnx.Rngs,
     ):
-        inside, outside = features
-        depth = stack or 1
+        """`rank`, `alpha`, `layers`, `use_rslora` and `dropout` as in `inject`."""
+        self.features, stack = features(base)
+        (inputs, outputs), depth = self.features, stack or 1
         ranks, alphas = _per_layer(rank, depth, "rank"), _per_layer(alpha, depth, "alpha")
+        layers = list(range(depth) if layers is None else layers)
+        most = min(inputs, outputs)
         for r in ranks:
-            if isinstance(r, bool) or not (isinstance(r, int) and 1 <= r <= min(inside, outside)):
-                raise CourseError(
-                    f"rank: expected 1 to {min(inside, outside)} for a layer of {inside} x {outside}, found {r}"
-                )
+            if isinstance(r, bool) or not (isinstance(r, int) and 1 <= r <= most):
+                size = f"a layer of {inputs} x {outputs}"
+                raise CourseError(f"rank: expected 1 to {most} for {size}, found {r}")
         if not all(isinstance(a, int | float) and math.isfinite(a) for a in alphas):
             raise CourseError(f"alpha: expected finite numbers, found {alphas}")
         if not 0 <= dropout < 1:
             raise CourseError(f"dropout: expected a rate from 0 to below 1, found {dropout}")
-        chosen = list(range(depth) if layers is None else layers)
-        if any(not 0 <= i < depth for i in chosen):
-            raise CourseError(f"layers: expected numbers from 0 to {depth - 1}, found {chosen}")
-        self.base, self.features, self.dropout = base, (inside, outside), dropout
+        if any(not 0 <= i < depth for i in layers):
+            raise CourseError(f"layers: expected numbers from 0 to {depth - 1}, found {layers}")
+        self.base, self.dropout = base, dropout
         # Static, not variables: a model compiles without the path that it does not use.
         self.active, self.merged = True, False
-        most = max(ranks)
+        R = max(ranks)
         # PEFT's A: uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5).
-        A = jax.random.uniform(
-            rngs.params(), (depth, most, inside), jnp.float32, -1, 1
-        ) / math.sqrt(inside)
+        A = jax.random.uniform(rngs.params(), (depth, R, inputs), jnp.float32, -1, 1) / math.sqrt(
+            inputs
+        )
         # A smaller rank is the largest with zeros: rows of A that are zero meet columns of B that stay zero.
-        A = A * (jnp.arange(most)[None, :, None] < jnp.array(ranks)[:, None, None])
+        A = A * (jnp.arange(R)[None, :, None] < jnp.array(ranks)[:, None, None])
+        B = jnp.zeros((depth, outputs, R))
         scale = [
-            a / (math.sqrt(r) if use_rslora else r) if i in chosen else 0.0
+            a / (math.sqrt(r) if use_rslora else r) if i in layers else 0.0
             for i, (a, r) in enumerate(zip(alphas, ranks))
         ]
-        one = stack is None
-        self.lora_A = nnx.LoRAParam(A[0] if one else A)
-        self.lora_B = nnx.LoRAParam(jnp.zeros((outside, most) if one else (depth, outside, most)))
-        self.scale = Scale(jnp.array(scale[0] if one else scale, jnp.float32))
+        first = 0 if stack is None else slice(None)
+        self.lora_A, self.lora_B = nnx.LoRAParam(A[first]), nnx.LoRAParam(B[first])
+        self.scale = Scale(jnp.array(scale, jnp.float32)[first])
 
     @property
     def rank(self) -> int:
@@ -118,10 +118,8 @@ class Adapter(nnx.Module):
         if self.dropout and hasattr(self, "key"):
             keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
-        linear = kernels.linear
-        return linear(
-            self.scale[...].astype(x.dtype) * linear(x, self.lora_A[...]), self.lora_B[...]
-        )
+        down = self.scale[...].astype(x.dtype) * kernels.linear(x, self.lora_A[...])
+        return kernels.linear(down, self.lora_B[...])
 
     def delta(self) -> Float[Array, "*L out in"]:
         """Delta W = s B A in float32, per layer of a stack."""
@@ -138,17 +136,10 @@ class Adapter(nnx.Module):
 
 
 class LoRALinear(Adapter):
-    """A linear layer (flax's or `transformer.Linear`) with an adapter: x [..., in] -> [..., out]."""
+    """A linear layer (flax's or `transformer.Linear`) with an adapter: x [..., in] -> [..., out].
 
-    @classmethod
-    def from_linear(
-        cls, linear: nnx.Module, *, rank: int, alpha: float, rngs: nnx.Rngs, **options
-    ) -> "LoRALinear":
-        """The same layer with an adapter beside it; it gives exactly the same output until B is trained."""
-        sizes, stack = features(linear)
-        return cls(
-            linear, features=sizes, stack=stack, rank=rank, alpha=alpha, rngs=rngs, **options
-        )
+    It gives exactly the same output as the layer until B is trained.
+    """
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = self.base(x)
@@ -191,14 +182,11 @@ def features(module: nnx.Module) -> tuple[tuple[int, int], int | None]:
 
 
 def _per_layer(value, depth: int, name: str) -> list:
-    value = (
-        value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-    )  # NumPy's numbers as Python's
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     values = list(value) if isinstance(value, Sequence) else [value] * depth
     if len(values) != depth:
-        raise CourseError(
-            f"{name}: expected one number, or one for each of {depth} layers, found {len(values)}"
-        )
+        expected = f"one number, or one for each of {depth} layers"
+        raise CourseError(f"{name}: expected {expected}, found {len(values)}")
     return values
 
 
@@ -218,9 +206,8 @@ def adapters(model: nnx.Module) -> dict[str, Adapter]:
     """The adapted layers of a model by dotted path. Raises `CourseError` when there are none."""
     adapted = {path: module for path, _, _, module in modules(model) if isinstance(module, Adapter)}
     if not adapted:
-        raise CourseError(
-            f"{type(model).__name__}: has no adapter: call lora.inject(model, ...) first"
-        )
+        name = type(model).__name__
+        raise CourseError(f"{name}: has no adapter: call lora.inject(model, ...) first")
     return adapted
 
 
@@ -255,62 +242,43 @@ def inject(
     """
     everything = list(modules(model))
     if any(isinstance(module, Adapter) for *_, module in everything):
-        raise CourseError(
-            f"{type(model).__name__}: already has adapters: change them with lora.set_adapter, or inject into a fresh base"
-        )
-    candidates = {
-        path: (parent, name, m) for path, parent, name, m in everything if isinstance(m, LINEAR)
-    }
-    tied = {
-        p: (parent, n, m)
-        for p, parent, n, m in everything
-        if isinstance(m, TABLE) and n == "embed_tokens"
-    }
-    is_tied = bool(tied) and not any(path.split(".")[-1] == "lm_head" for path in candidates)
+        what = "change them with lora.set_adapter, or inject into a fresh base"
+        raise CourseError(f"{type(model).__name__}: already has adapters: {what}")
+    linear = {path: rest for path, *rest in everything if isinstance(rest[-1], LINEAR)}
+    tied = {path: rest for path, *rest in everything if isinstance(rest[-1], TABLE)}
+    tied = {path: rest for path, rest in tied.items() if rest[1] == "embed_tokens"}
+    if any(path.split(".")[-1] == "lm_head" for path in linear):
+        tied = {}
     patterns = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not patterns:
         raise CourseError(
             "target_modules: expected at least one name, found none: nothing would be adapted"
         )
-    chosen: dict[str, tuple] = {}
+    chosen: dict[str, list] = {}
     for pattern in patterns:
         rule = pattern if isinstance(target_modules, str) else [pattern]
-        hits = {path: entry for path, entry in candidates.items() if matches(path, rule)}
-        if not hits and pattern == "lm_head" and is_tied:
+        hits = {path: rest for path, rest in linear.items() if matches(path, rule)}
+        if not hits and pattern == "lm_head":
             hits = tied
-        if not hits and is_tied and any(matches(path, rule) for path in tied):
+        if not hits and any(matches(path, rule) for path in tied):
             raise CourseError(
                 f"target_modules: {pattern} is also the output layer of this model, and an adapter would change both: "
                 "target lm_head for the output layer alone"
             )
         if not hits:
-            raise CourseError(
-                f"target_modules: {pattern!r} matches no linear layer; {_closest(pattern, candidates)}"
-            )
+            closest = _closest(pattern, linear)
+            raise CourseError(f"target_modules: {pattern!r} matches no linear layer; {closest}")
         chosen |= hits
-    options = dict(
-        rank=rank,
-        alpha=alpha,
-        layers=layers,
-        use_rslora=use_rslora,
-        dropout=dropout,
-        rngs=rngs,
-    )
+    options = dict(rank=rank, alpha=alpha, layers=layers, use_rslora=use_rslora, dropout=dropout)
     replacements = []
     for path, (parent, name, module) in chosen.items():
+        kind = LoRATiedHead if isinstance(module, TABLE) else LoRALinear
         try:
-            if isinstance(module, TABLE):
-                new = LoRATiedHead(module, features=features(module)[0], stack=None, **options)
-            else:
-                new = LoRALinear.from_linear(module, **options)
+            replacements.append((parent, name, kind(module, **options, rngs=rngs)))
         except CourseError as error:
             raise CourseError(f"{path}: {error}") from None
-        replacements.append((parent, name, new))
-    for (
-        parent,
-        name,
-        new,
-    ) in replacements:  # only now, so that an error above leaves the model as it was
+    # Only now, so that an error above leaves the model as it was.
+    for parent, name, new in replacements:
         setattr(parent, name, new)
     return model
 
@@ -324,22 +292,27 @@ def _closest(pattern: str, candidates) -> str:
 # --------------------------------------------------------------------------------------------------------------- in use
 
 
+def _not_merged(model: nnx.Module, action: str) -> dict[str, Adapter]:
+    """The adapters of a model in which none is merged; `CourseError` otherwise."""
+    adapted = adapters(model)
+    if any(a.merged for a in adapted.values()):
+        what = "the adapter is merged into the weights: call lora.unmerge(model) first"
+        raise CourseError(f"{action}: {what}")
+    return adapted
+
+
 @contextlib.contextmanager
 def disabled(model: nnx.Module):
     """Inside, the model is its base, bit for bit. Refused while merged: the base is not there to go back to."""
-    adapted = adapters(model)
-    if any(a.merged for a in adapted.values()):
-        raise CourseError(
-            "disabled: the adapter is merged into the weights: call lora.unmerge(model) first"
-        )
-    before = {path: a.active for path, a in adapted.items()}
+    adapted = _not_merged(model, "disabled").values()
+    before = [a.active for a in adapted]
     try:
-        for a in adapted.values():
+        for a in adapted:
             a.active = False
         yield model
     finally:
-        for path, a in adapted.items():
-            a.active = before[path]
+        for a, active in zip(adapted, before):
+            a.active = active
 
 
 @contextlib.contextmanager
@@ -369,19 +342,15 @@ def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
     """
     adapted = adapters(model)
     for path, a in adapted.items():
+        dtype, why = a.matrix().dtype, ""
         if isinstance(a, LoRATiedHead):
-            raise CourseError(
-                f"{path}: merge: the table is also the embedding; keep this adapter unmerged"
-            )
-        if a.merged:
-            raise CourseError(
-                f"{path}: merge: is merged already; merging twice would add the change twice"
-            )
-        if not jnp.issubdtype(a.matrix().dtype, jnp.floating):
-            raise CourseError(
-                f"{path}: merge: the base is quantised ({a.matrix().dtype}) and cannot take the change: "
-                "dequantise it first, or keep the adapter unmerged"
-            )
+            why = "the table is also the embedding; keep this adapter unmerged"
+        elif a.merged:
+            why = "is merged already; merging twice would add the change twice"
+        elif not jnp.issubdtype(dtype, jnp.floating):
+            why = f"the base is quantised ({dtype}) and cannot take the change: dequantise it first, or keep the adapter unmerged"
+        if why:
+            raise CourseError(f"{path}: merge: {why}")
     for a in adapted.values():
         weight = a.matrix()
         if keep:
@@ -396,9 +365,8 @@ def unmerge(model: nnx.Module) -> nnx.Module:
     adapted = adapters(model)
     for path, a in adapted.items():
         if not a.merged:
-            raise CourseError(
-                f"{path}: unmerge: is not merged; subtracting the change would damage the base"
-            )
+            why = "is not merged; subtracting the change would damage the base"
+            raise CourseError(f"{path}: unmerge: {why}")
     for a in adapted.values():
         weight = a.matrix()
         if hasattr(a, "original"):
@@ -417,7 +385,7 @@ def _add(weight, delta):
 # ------------------------------------------------------------------------------------------------------------ as a state
 
 
-def adapter(model: nnx.Module) -> dict[str, dict[str, np.ndarray]]:
+def adapter(model: nnx.Module) -> State:
     """A copy of the adapter: for each adapted path, lora_A, lora_B and scale."""
     return {
         path: {name: np.array(getattr(a, name)[...]) for name in ("lora_A", "lora_B", "scale")}
@@ -425,36 +393,24 @@ def adapter(model: nnx.Module) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def set_adapter(
-    model: nnx.Module, state: dict[str, dict[str, np.ndarray]]
-) -> dict[str, dict[str, np.ndarray]]:
+def set_adapter(model: nnx.Module, state: State) -> State:
     """Put another adapter (from `adapter` or `add_weighted_adapter`) on the same base; returns the one that was there.
 
     Ranks may differ, target modules may not. Raises `CourseError`, the model unchanged, when paths or shapes do not fit.
     """
-    adapted = adapters(model)
-    if any(a.merged for a in adapted.values()):
-        raise CourseError(
-            "set_adapter: the adapter is merged into the weights: call lora.unmerge(model) first"
-        )
+    adapted = _not_merged(model, "set_adapter")
     if difference := sorted(adapted.keys() ^ state.keys()):
         where = "the model only" if difference[0] in adapted else "the adapter only"
-        raise CourseError(
-            f"set_adapter: {difference[0]} is in {where}: was this adapter made with other target_modules?"
-        )
+        what = f"{difference[0]} is in {where}: was this adapter made with other target_modules?"
+        raise CourseError(f"set_adapter: {what}")
     for path, a in adapted.items():
-        rank = state[path]["lora_A"].shape[-2]
-        (*stack, _, inside), (*_, outside, _) = a.lora_A.shape, a.lora_B.shape
-        shapes = {
-            "lora_A": (*stack, rank, inside),
-            "lora_B": (*stack, outside, rank),
-            "scale": (*stack,),
-        }
-        for name, expected in shapes.items():
-            if (new := state[path][name].shape) != expected:
-                raise CourseError(
-                    f"{path}.{name}: expected {expected}, found {new}: made for another base?"
-                )
+        (*stack, rank, _), inputs = state[path]["lora_A"].shape, a.lora_A.shape[-1]
+        stack, outputs = a.lora_A.shape[:-2], a.lora_B.shape[-2]
+        shapes = ((*stack, rank, inputs), (*stack, outputs, rank), stack)
+        for name, expected in zip(("lora_A", "lora_B", "scale"), shapes):
+            if (shape := state[path][name].shape) != expected:
+                what = f"expected {expected}, found {shape}: made for another base?"
+                raise CourseError(f"{path}.{name}: {what}")
     before = adapter(model)
     for path, a in adapted.items():
         a.lora_A = nnx.LoRAParam(jnp.asarray(state[path]["lora_A"]))
@@ -463,62 +419,59 @@ def set_adapter(
     return before
 
 
-def stacked(state: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, np.ndarray]]:
+def stacked(state: State) -> State:
     """An adapter (from `adapter`) of unrolled layers, `layers.0.`, `layers.1.`, ..., as one for the stacked model."""
-    by_path: dict[str, dict[int, dict]] = {}
+    layers: dict[str, dict[int, dict]] = {}
     for path, arrays in state.items():
         number = re.search(r"\blayers\.(\d+)\.", path)
-        by_path.setdefault(re.sub(r"\blayers\.\d+\.", "layers.", path), {})[
-            int(number[1]) if number else -1
-        ] = arrays
+        if number is None:
+            layers[path] = {-1: arrays}
+        else:
+            stack_path = path.replace(number[0], "layers.")
+            layers.setdefault(stack_path, {})[int(number[1])] = arrays
+    # In the order of the numbers: in that of their text, layer 10 comes before layer 2.
     return {
-        # By number: sorted as text, layer 10 would come before layer 2.
-        path: layers[-1]
-        if -1 in layers
-        else {
-            name: np.stack([layers[i][name] for i in sorted(layers)])
-            for name in ("lora_A", "lora_B", "scale")
+        path: by_number.get(-1)
+        or {
+            name: np.stack([by_number[i][name] for i in sorted(by_number)]) for name in by_number[0]
         }
-        for path, layers in by_path.items()
+        for path, by_number in layers.items()
     }
 
 
-def add_weighted_adapter(
-    *weighted: tuple[dict[str, dict[str, np.ndarray]], float],
-) -> dict[str, dict[str, np.ndarray]]:
+def add_weighted_adapter(*weighted: tuple[State, float]) -> State:
     """The weighted sum of adapters with the same target modules, as one adapter whose rank is the sum of theirs.
 
     sum_i w_i s_i B_i A_i is one product: the A_i stacked on top of each other, the w_i s_i B_i side by side.
     """
+
+    def fail(expected: str, found: str):
+        raise CourseError(f"add_weighted_adapter: expected {expected}, found {found}")
+
+    def sizes(arrays):
+        return arrays["lora_A"].shape[-1], arrays["lora_B"].shape[-2], arrays["scale"].shape
+
     if not weighted:
-        raise CourseError(
-            "add_weighted_adapter: expected at least one pair (adapter, weight), found none"
-        )
+        fail("at least one pair (adapter, weight)", "none")
     first = weighted[0][0]
     for state, _ in weighted:
         if state.keys() != first.keys():
-            raise CourseError(
-                "add_weighted_adapter: expected adapters with the same target modules, found different ones"
-            )
-        for path in first:
-            found, expected = (
-                (s[path]["lora_A"].shape[-1], s[path]["lora_B"].shape[-2], s[path]["scale"].shape)
-                for s in (state, first)
-            )
-            if found != expected:
-                raise CourseError(
-                    f"add_weighted_adapter: {path}: expected adapters of one base (in, out, layers {expected}), found {found}"
-                )
+            fail("adapters with the same target modules", "different ones")
+        for path, arrays in first.items():
+            if sizes(state[path]) != sizes(arrays):
+                what = f"adapters of one base (in, out, layers {sizes(arrays)})"
+                fail(what, f"{sizes(state[path])} at {path}")
+
+    def scaled_B(arrays, weight):
+        return weight * arrays["scale"][..., None, None] * arrays["lora_B"]
+
     return {
         path: {
-            "lora_A": np.concatenate([s[path]["lora_A"] for s, _ in weighted], axis=-2),
-            "lora_B": np.concatenate(
-                [w * s[path]["scale"][..., None, None] * s[path]["lora_B"] for s, w in weighted],
-                axis=-1,
-            ),
-            "scale": np.ones_like(first[path]["scale"]),
+            "lora_A": np.concatenate([state[path]["lora_A"] for state, _ in weighted], axis=-2),
+            "lora_B": np.concatenate([scaled_B(state[path], w) for state, w in weighted], axis=-1),
+            "scale": np.ones_like(arrays["scale"]),
         }
-        for path in first
+        for path, arrays in first.items()
     }
 
 
