@@ -112,42 +112,29 @@ class Options:
     """the same seed gives the same text"""
 
     def __post_init__(self):
-        top_k, top_p, stop = self.top_k, self.top_p, self.stop
+        k, p, stop, penalty = self.top_k, self.top_p, self.stop, self.repetition_penalty
         listed = isinstance(stop, Collection) and not isinstance(stop, str | bytes)
-        # (whether the value is good, what was expected); JAX would keep 32 bits of a larger seed
-        checks = {
+        stops = listed and all(_whole(s) or (isinstance(s, str) and s) for s in stop)
+        good = {  # JAX would keep 32 bits of a larger seed
             "temperature": (_real(self.temperature, 0), "0 (greedy) or more"),
-            "top_k": (top_k is None or _whole(top_k, 1), "a whole number of at least 1"),
-            "top_p": (
-                top_p is None or (_real(top_p, 0) and 0 < top_p <= 1),
-                "a probability above 0 and at most 1",
-            ),
-            "repetition_penalty": (
-                _real(self.repetition_penalty, 0) and self.repetition_penalty > 0,
-                "a number above 0 (1 is none)",
-            ),
-            "stop": (
-                listed and all(_whole(s) or (isinstance(s, str) and s) for s in stop),
-                "a list of texts and token ids",
-            ),
-            "seed": (
-                _whole(self.seed, -(2**31)) and self.seed < 2**32,
-                "a whole number of 32 bits",
-            ),
+            "top_k": (k is None or _whole(k, 1), "a whole number of at least 1"),
+            "top_p": (p is None or _real(p, 1e-30, 1), "a probability above 0 and at most 1"),
+            "repetition_penalty": (_real(penalty, 1e-30), "a number above 0 (1 is none)"),
+            "stop": (stops, "a list of texts and token ids"),
+            "seed": (_whole(self.seed, -(2**31), 2**32 - 1), "a whole number of 32 bits"),
         }
-        for name, (good, expected) in checks.items():
-            if not good:
+        for name, (fits, expected) in good.items():
+            if not fits:
                 raise CourseError(f"{name}: expected {expected}, found {getattr(self, name)!r:.60}")
 
 
-def _whole(value, least: float = -math.inf) -> bool:
+def _whole(value, least: float = -math.inf, most: float = math.inf) -> bool:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and value >= least
+    return whole and least <= value <= most
 
 
-def _real(value, least: float) -> bool:
-    real = _whole(value) or isinstance(value, float | np.floating)
-    return real and least <= value < math.inf
+def _real(value, least: float, most: float = 3e38) -> bool:
+    return (_whole(value) or isinstance(value, float | np.floating)) and least <= value <= most
 
 
 # ------------------------------------------------------------------------------------------------------- on the device
@@ -172,11 +159,10 @@ class Prepared:
         if layout != self._layout:
             self._decode = None  # one of a CPU's layouts is in memory, never both
             self._decode, self._layout = _split(kernels.lay_out(model, layout)), layout
-            shared = {id(leaf) for leaf in jax.tree.leaves(self.prefill[1])}
-            own = sum(
-                leaf.nbytes for leaf in jax.tree.leaves(self._decode[1]) if id(leaf) not in shared
-            )
-            logger.info(f"decoding on a CPU, {layout} layout: {own / 1e6:,.1f} MB beside the model")
+            shared, leaves = jax.tree.leaves(self.prefill[1]), jax.tree.leaves(self._decode[1])
+            own = {id(leaf): leaf.nbytes for leaf in leaves} | {id(leaf): 0 for leaf in shared}
+            size = sum(own.values()) / 1e6
+            logger.info(f"decoding on a CPU, {layout} layout: {size:,.1f} MB beside the model")
         return self._decode, self._layout
 
 
@@ -200,9 +186,7 @@ class _State(NamedTuple):
     cache: KVCache
     tokens: Int[Array, "B"]
     positions: Int[Array, "B"]
-    seen: (
-        Bool[Array, "B V"] | None
-    )  # tokens of each row's text so far, where there is a repetition penalty
+    seen: Bool[Array, "B V"] | None  # of each row's text, where there is a repetition penalty
 
 
 STATIC = ("graph", "n_vocab", "greedy", "max_top_k")
@@ -295,45 +279,37 @@ class Row:
 
     def __init__(self, decoder, stop_strings: Sequence[str], stop_ids: set[int]):
         self.decoder, self.stop_strings, self.stop_ids = decoder, stop_strings, stop_ids
-        self.text, self.held, self.ids, self.finish_reason = "", "", [], None
+        self.text, self.certain = "", 0  # the first `certain` characters will not be taken back
+        self.ids, self.finish_reason = [], None
 
     def push(self, ids: Sequence[int]) -> str:
-        """The text that is certain after these tokens, beyond what was certain before."""
-        start = len(self.text)
+        """The text that these tokens make certain."""
+        start = self.certain
         for token in ids:
-            if self.finish_reason is not None:
-                break
             if token in self.stop_ids:
                 self.close("stop")
+            if self.finish_reason is not None:
                 break
             self.ids.append(int(token))
-            self.held += self.decoder.push([int(token)])
-            if not self._stopped():
-                endings = (s[:n] for s in self.stop_strings for n in range(1, len(s)))
-                keep = max(
-                    (len(ending) for ending in endings if self.held.endswith(ending)), default=0
-                )
-                self.text, self.held = (
-                    self.text + self.held[: len(self.held) - keep],
-                    self.held[len(self.held) - keep :],
-                )
-        return self.text[start:]
+            self._append(self.decoder.push([int(token)]), None)
+        return self.text[start : self.certain]
 
     def close(self, finish_reason: str) -> str:
         """The rest of the text: no more tokens will come."""
-        start = len(self.text)
+        start = self.certain
         if self.finish_reason is None:
-            self.held += self.decoder.flush()
-            if not self._stopped():
-                self.text, self.held, self.finish_reason = self.text + self.held, "", finish_reason
-        return self.text[start:]
+            self._append(self.decoder.flush(), finish_reason)
+        return self.text[start : self.certain]
 
-    def _stopped(self) -> bool:
-        """Whether the held text contains a stop string: then the completion ends in front of it."""
-        at = [place for s in self.stop_strings if (place := self.held.find(s)) >= 0]
-        if at:
-            self.text, self.held, self.finish_reason = self.text + self.held[: min(at)], "", "stop"
-        return bool(at)
+    def _append(self, new: str, finish_reason: str | None) -> None:
+        self.text += new
+        ends = [at for s in self.stop_strings if (at := self.text.find(s, self.certain)) >= 0]
+        if ends:
+            self.text, finish_reason = self.text[: min(ends)], "stop"
+        self.finish_reason, self.certain = finish_reason, len(self.text)
+        if finish_reason is None:
+            prefixes = (s[:n] for s in self.stop_strings for n in range(1, len(s)))
+            self.certain -= max((len(p) for p in prefixes if self.text.endswith(p)), default=0)
 
 
 def cache_bytes(config, batch_size: int, cache_length: int, dtype=jnp.bfloat16) -> int:
@@ -341,15 +317,8 @@ def cache_bytes(config, batch_size: int, cache_length: int, dtype=jnp.bfloat16) 
 
     Generation logs it before the cache is made.
     """
-    numbers = (
-        2
-        * config.num_hidden_layers
-        * batch_size
-        * cache_length
-        * config.num_key_value_heads
-        * config.head_dim
-    )
-    return numbers * jnp.dtype(dtype).itemsize
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return token * batch_size * cache_length * jnp.dtype(dtype).itemsize
 
 
 def _round_up(n: int, context: int) -> int:
@@ -363,31 +332,23 @@ def _free_memory() -> int:
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if hasattr(os, "sysconf")
-        else 1 << 62
-    )
+    pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 50
+    return pages * (os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 12)
 
 
 def _encode(tok, prompts: Sequence[str], max_new_tokens: int | None, context: int):
     """(token ids of each prompt, how many new tokens to make at most), or one clear error."""
-    if (
-        isinstance(prompts, str)
-        or not prompts
-        or not all(isinstance(prompt, str) for prompt in prompts)
-    ):
+    texts = not isinstance(prompts, str) and all(isinstance(prompt, str) for prompt in prompts)
+    if not prompts or not texts:
         raise CourseError(f"prompts: expected a list of at least one text, found {prompts!r:.60}")
-    if _is_tiktoken(
-        tok
-    ):  # a story begins after the end of the one before: MiniGPT has learnt to start from that token
+    if _is_tiktoken(tok):
+        # A story begins after the end of the one before: MiniGPT has learnt to start from that token.
         rows = [[tok.eot_token, *tok.encode_ordinary(prompt)] for prompt in prompts]
     else:
         rows = [tok.encode(prompt) for prompt in prompts]
     if not all(rows):
-        raise CourseError(
-            f"prompts: expected some text in each, found {prompts[rows.index([])]!r}: it has no token"
-        )
+        empty = prompts[rows.index([])]
+        raise CourseError(f"prompts: expected some text in each, found {empty!r}: it has no token")
     longest = max(map(len, rows))
     if longest > context:
         worst = prompts[int(np.argmax([len(row) for row in rows]))]
@@ -395,71 +356,50 @@ def _encode(tok, prompts: Sequence[str], max_new_tokens: int | None, context: in
             f"prompt {worst[:30]!r}...: {longest} tokens with its start token, the model's context is {context}: "
             "shorten the prompt, or use a model with a longer context"
         )
-    room = (
-        context - longest + 1
-    )  # the last new token is not read again: it needs no place in the cache
+    room = context - longest + 1  # the last new token is not read again: it needs no place
     if max_new_tokens is None:
         max_new_tokens = min(room, DEFAULT_MAX_NEW_TOKENS)
     if not (_whole(max_new_tokens) and 1 <= max_new_tokens <= room):
-        raise CourseError(
-            f"max_new_tokens: expected 1 to {room} (a context of {context} less the longest prompt), "
-            f"found {max_new_tokens!r}"
-        )
+        why = f"a context of {context} less the longest prompt"
+        raise CourseError(f"max_new_tokens: expected 1 to {room} ({why}), found {max_new_tokens!r}")
     return rows, max_new_tokens
 
 
-def _run(
-    model, tok, prompts, max_new_tokens, options: Options
-) -> Iterator[tuple[list[str], list[Row]]]:
+def _run(model, tok, prompts, max_new_tokens, options) -> Iterator[tuple[list[str], list[Row]]]:
     """Yields, chunk by chunk, each row's new text and the rows so far; a row that has ended has no new text."""
-    config, context = model.config, model.config.max_position_embeddings
+    prepared, config, context = prepare(model), model.config, model.config.max_position_embeddings
     _check_tokenizer(tok, config.vocab_size)
     prompt_ids, max_new_tokens = _encode(tok, prompts, max_new_tokens, context)
-    prepared, batch_size, longest = prepare(model), len(prompt_ids), max(map(len, prompt_ids))
+    B, longest = len(prompt_ids), max(map(len, prompt_ids))
     cache_length = _round_up(longest + max_new_tokens - 1, context)
-    needed, free = (
-        cache_bytes(config, batch_size, cache_length, prepared.cache_dtype),
-        _free_memory(),
-    )
-    size = f"KV cache: {batch_size} row{'s'[: batch_size > 1]} of {cache_length} tokens: {needed / 1e6:,.1f} MB"
+    needed, free = cache_bytes(config, B, cache_length, prepared.cache_dtype), _free_memory()
+    size = f"KV cache: {B} row{'s'[: B > 1]} of {cache_length} tokens: {needed / 1e6:,.1f} MB"
     if needed > free:
-        raise CourseError(
-            f"{size}, but {free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens"
-        )
+        what = f"{free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens"
+        raise CourseError(f"{size}, but {what}")
     logger.info(size)
     lengths = np.array([len(ids) for ids in prompt_ids], np.int32)
-    tokens = np.zeros((batch_size, _round_up(longest, context)), np.int32)
-    seen = (
-        None if options.repetition_penalty == 1 else np.zeros((batch_size, config.vocab_size), bool)
-    )
+    tokens = np.zeros((B, _round_up(longest, context)), np.int32)
+    seen = None if options.repetition_penalty == 1 else np.zeros((B, config.vocab_size), bool)
     for i, ids in enumerate(prompt_ids):
         tokens[i, : len(ids)] = ids
         if seen is not None:
             seen[i, ids] = True
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.key(options.seed), jnp.arange(batch_size)
-    )
+    key = jax.random.key(options.seed)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
     # Traced: another temperature, top_k or top_p is no other program. Of top_k the next power of two is compiled in.
-    top_k, top_p = options.top_k, options.top_p
+    top_k = options.top_k and min(options.top_k, config.vocab_size)
     sampling = {
         "temperature": np.float32(options.temperature or 1),
         "penalty": np.float32(options.repetition_penalty),
-        "top_k": None if top_k is None else np.int32(min(top_k, config.vocab_size)),
-        "top_p": None if top_p is None else np.float32(top_p),
+        "top_k": top_k and np.int32(top_k),
+        "top_p": options.top_p and np.float32(options.top_p),
     }
-    max_top_k = None if top_k is None else 1 << (min(top_k, config.vocab_size) - 1).bit_length()
+    max_top_k = top_k and 1 << (top_k - 1).bit_length()
     static = {"greedy": options.temperature == 0, "max_top_k": max_top_k, "n_vocab": tok.n_vocab}
-    new, state = _prefill(
-        *prepared.prefill,
-        tokens,
-        lengths,
-        keys,
-        seen,
-        sampling,
-        cache_length=cache_length,
-        **static,
-    )
-    weights, layout = prepared.decode(batch_size)
+    inputs = (tokens, lengths, keys, seen, sampling)
+    new, state = _prefill(*prepared.prefill, *inputs, cache_length=cache_length, **static)
+    weights, layout = prepared.decode(B)
     stop_ids = {tok.eot_token} if _is_tiktoken(tok) else set(tok.stop_ids)
     stop_ids |= {int(s) for s in options.stop if _whole(s)}
     stop_strings = [s for s in options.stop if isinstance(s, str)]
@@ -480,11 +420,7 @@ def _run(
 
 
 def generate(
-    model: nnx.Module | Prepared,
-    tok,
-    prompts: Sequence[str],
-    max_new_tokens: int | None = None,
-    **options,
+    model, tok, prompts: Sequence[str], max_new_tokens: int | None = None, **options
 ) -> list[Completion]:
     """Continue each prompt until a stop token or string, `max_new_tokens` (default: 512), or the model's context is full.
 
@@ -498,9 +434,7 @@ def generate(
     return [Completion(row.text, row.ids, row.finish_reason) for row in rows]
 
 
-def stream(
-    model: nnx.Module | Prepared, tok, prompt: str, max_new_tokens: int | None = None, **options
-) -> Iterator[str]:
+def stream(model, tok, prompt: str, max_new_tokens: int | None = None, **options) -> Iterator[str]:
     """The same text as `generate` gives for one prompt, with the same options, piece by piece, as it is made."""
     for (piece,), _ in _run(model, tok, [prompt], max_new_tokens, Options(**options)):
         if piece:
