@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ if importlib.util.find_spec("beartype"):  # .venv-tpu has no need of it
 
     install_import_hook("utils", "tests.helpers.signatures.checked")
 
-SPENT = pytest.StashKey[float]()
+STARTED = pytest.StashKey[tuple[float, float]]()
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +53,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Marks that follow from others. In parallel a chapter's tests share a process, and so do those
     of any other file: they share a page's run, a module's fixtures and what JAX has compiled."""
-    wanted = {
-        int(number) for numbers in config.getoption("--chapter") or () for number in numbers.split()
-    }
+    numbers = " ".join(config.getoption("--chapter") or ()).split()
+    chosen = set(map(int, numbers))
     asks_for_long = "long" in config.getoption("markexpr")
     kept, left = [], []
     for item in items:
@@ -63,10 +63,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("slow")  # whichever of them comes first waits for the page
             item.add_marker(pytest.mark.xdist_group(f"chapter-{chapter.args[0]:02d}"))
         elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(
-                pytest.mark.xdist_group(item.path.relative_to(config.rootpath).as_posix())
-            )
-        other = wanted and chapter and chapter.args[0] not in wanted
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+        other = chosen and chapter and chapter.args[0] not in chosen
         if other or (item.get_closest_marker("long") and not asks_for_long):
             left.append(item)
         else:
@@ -76,24 +74,31 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=left)
 
 
+def clocks() -> tuple[float, float]:
+    """The wall clock, and the processor time of this process and of those it has waited for."""
+    return time.perf_counter(), sum(os.times()[:4])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.stash[STARTED] = clocks()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A test that takes longer than `slow_after` and does not say so fails: it would slow everybody
-    down unseen."""
+    """A test that takes longer than `slow_after` and is not marked slow fails.
+
+    Processor time tells what it does; of the time that passes a third counts, for it may have
+    waited for others on a busy machine.
+    """
     report = yield
-    if call.when == "teardown":
-        return report
-    spent = item.stash[SPENT] = item.stash.get(SPENT, 0.0) + call.duration
-    limit = float(item.config.getini("slow_after"))
-    if (
-        call.when == "call"
-        and report.passed
-        and spent > limit
-        and not item.get_closest_marker("slow")
-    ):
-        report.outcome = "failed"
-        report.longrepr = (
-            f"passed, but took {spent:.0f} s, expected at most {limit:.0f}: "
-            "make it quicker, or mark it slow"
-        )
+    if call.when == "call" and report.passed and not item.get_closest_marker("slow"):
+        wall, processor = (now - then for now, then in zip(clocks(), item.stash[STARTED]))
+        limit = float(item.config.getini("slow_after"))
+        if min(wall, max(processor, wall / 3)) > limit:
+            report.outcome = "failed"
+            report.longrepr = (
+                f"passed, but took {wall:.0f} s ({processor:.0f} s of processor time), expected at "
+                f"most {limit:.0f}: make it quicker, or mark it slow"
+            )
     return report

@@ -72,12 +72,12 @@ class Grade:
 def sources(root: Path = pairs.ROOT) -> list[Path]:
     """The assignments of a course, in order. Raises AssignmentError when there are none, as in a
     student edition."""
-    found = sorted((root / HOME).glob("assignment_*.md"))
-    if not found:
+    paths = sorted((root / HOME).glob("assignment_*.md"))
+    if not paths:
         raise AssignmentError(
             f"no assignments in {root / HOME}: a student edition has none, run this in the course"
         )
-    return found
+    return paths
 
 
 def read(path: Path, address: Settings) -> NotebookNode:
@@ -89,9 +89,9 @@ def read(path: Path, address: Settings) -> NotebookNode:
         kernelspec=notebook.metadata["kernelspec"], language_info=dict(pairs.LANGUAGE)
     )
     sync.stamp_notebook(notebook, address)
-    said = problems(notebook)
-    if said:
-        raise AssignmentError(f"{path.name}: {said[0]}")
+    faults = problems(notebook)
+    if faults:
+        raise AssignmentError(f"{path.name}: {faults[0]}")
     for number, cell in enumerate(notebook.cells):
         cell["id"] = (
             f"cell-{number}"  # the same ids each time, or every build would look like a change
@@ -101,44 +101,44 @@ def read(path: Path, address: Settings) -> NotebookNode:
 
 def problems(notebook: NotebookNode) -> list[str]:
     """What would be graded wrongly: each fault of the cells' metadata or markers, in one line."""
-    said, seen, open_solution = [], Counter(), None
+    faults, seen, open_solution = [], Counter(), None
     for cell in notebook.cells:
         settings = cell.metadata.get("nbgrader")
         marked = [mark for mark in (BEGIN, END, BEGIN_HIDDEN, END_HIDDEN) if mark in cell.source]
         if settings is None:
-            said += [f"{mark!r} in a cell without nbgrader's metadata" for mark in marked]
+            faults += [f"{mark!r} in a cell without nbgrader's metadata" for mark in marked]
             continue
         name = settings.get("grade_id", "a cell without grade_id")
         seen[name] += 1
         if settings.get("schema_version") != 3:
-            said.append(
+            faults.append(
                 f"{name}: expected schema_version 3, found {settings.get('schema_version')}"
             )
         if settings.get("solution"):
             if not cell.source.count(BEGIN) == cell.source.count(END) > 0:
-                said.append(
+                faults.append(
                     f"{name}: expected {BEGIN!r} and {END!r} in pairs: without them the answer is released"
                 )
             open_solution = name
         elif BEGIN in cell.source:
-            said.append(f"{name}: holds a solution, but solution is false: it would be released")
+            faults.append(f"{name}: holds a solution, but solution is false: it would be released")
         if settings.get("grade"):
             if open_solution is None:
-                said.append(
+                faults.append(
                     f"{name}: a test before the first solution cell would give its points to everybody"
                 )
             if not settings.get("points", 0) > 0:
-                said.append(f"{name}: expected points above 0, found {settings.get('points')}")
+                faults.append(f"{name}: expected points above 0, found {settings.get('points')}")
             if cell.source.count(BEGIN_HIDDEN) != cell.source.count(END_HIDDEN):
-                said.append(f"{name}: expected {BEGIN_HIDDEN!r} and {END_HIDDEN!r} in pairs")
+                faults.append(f"{name}: expected {BEGIN_HIDDEN!r} and {END_HIDDEN!r} in pairs")
         elif BEGIN_HIDDEN in cell.source:
-            said.append(f"{name}: holds hidden tests, but grade is false: they would be released")
-    said += [
+            faults.append(f"{name}: holds hidden tests, but grade is false: they would be released")
+    faults += [
         f"{name}: this grade_id stands on {n} cells: give each its own"
         for name, n in seen.items()
         if n > 1
     ]
-    return said
+    return faults
 
 
 def points(notebook: NotebookNode) -> dict[str, float]:
@@ -252,14 +252,14 @@ def main(argv: list[str] | None = None) -> int:
             raise AssignmentError(
                 f"--repository {address.repository}: holds the solutions: give the student edition's"
             )
-        made = build(args.root, folder, address)
+        totals = build(args.root, folder, address)
     except (AssignmentError, PairError) as error:
         print(f"assignments: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"assignments: {error.filename or folder}: {error.strerror}", file=sys.stderr)
         return 2
-    for name, total in made.items():
+    for name, total in totals.items():
         print(
             f"{os.path.relpath(folder / 'release' / name / name)}.ipynb: {total:g} points, for learners"
         )

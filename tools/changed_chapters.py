@@ -48,7 +48,7 @@ def own_files(number: str) -> tuple[str, ...]:
 def dependencies(root: Path) -> dict[str, set[str]]:
     """Chapter number -> the files of the package that its page and its checks import, by any path."""
     files, edges = imports.modules(root), imports.graph(root)
-    found = {}
+    needs = {}
     for page in sorted((root / "chapters").glob("[0-9][0-9]_*.md")):
         start = {f"utils.course.checks.chapter_{page.name[:2]}"}
         for cell in CODE.findall(page.read_text("utf-8")):
@@ -62,8 +62,8 @@ def dependencies(root: Path) -> dict[str, set[str]]:
             ):  # IPython's own lines: whatever they import, another cell imports too
                 start |= {name for name in files if re.search(rf"\b{re.escape(name)}\b", code)}
         reached = imports.reached(start, edges)
-        found[page.name[:2]] = {files[name].relative_to(root).as_posix() for name in reached}
-    return found
+        needs[page.name[:2]] = {files[name].relative_to(root).as_posix() for name in reached}
+    return needs
 
 
 def chosen(changed: list[str], root: Path = imports.ROOT) -> list[str]:

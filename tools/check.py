@@ -193,18 +193,18 @@ def anchors(path: Path) -> frozenset[str]:
         text = "\n\n".join(
             c.source for c in pairs.read_ipynb(path).cells if c.cell_type == "markdown"
         )
-    found: set[str] = set()
+    names: set[str] = set()
     without_code = re.sub(r"(?ms)^( {0,3})(`{3,}|~{3,}).*?^\1\2[`~]*\s*$", "", text)
     for heading in re.findall(r"(?m)^#{1,6}\s+(.+?)\s*#*$", without_code):
         name, n = slug(heading), 0
-        while (name if not n else f"{name}-{n}") in found:
+        while (name if not n else f"{name}-{n}") in names:
             n += 1
-        found.add(name if not n else f"{name}-{n}")
-    found.update(re.findall(r"(?m)^\(([\w-]+)\)=", text))
-    found.update(re.findall(r"\b(?:id|name)=[\"']([\w-]+)[\"']", text))
+        names.add(name if not n else f"{name}-{n}")
+    names.update(re.findall(r"(?m)^\(([\w-]+)\)=", text))
+    names.update(re.findall(r"\b(?:id|name)=[\"']([\w-]+)[\"']", text))
     if "{glossary}" in text:
-        found.update(f"term-{slug(t)}" for t in re.findall(r"(?m)^([^\s:`].*)\n\s+:", text))
-    return frozenset(found)
+        names.update(f"term-{slug(t)}" for t in re.findall(r"(?m)^([^\s:`].*)\n\s+:", text))
+    return frozenset(names)
 
 
 def pages(root: Path) -> list[Path]:
@@ -297,12 +297,12 @@ def main(argv: list[str] | None = None) -> int:
     started, count = time.perf_counter(), 0
     for check in CHECKS:
         try:
-            found = list(check(root))
+            problems = list(check(root))
         except PairError as error:
-            found = [str(error)]
-        count += len(found)
-        print(f"{'ok  ' if not found else 'FAIL'} {check.__doc__.splitlines()[0]}")
-        for problem in found:
+            problems = [str(error)]
+        count += len(problems)
+        print(f"{'ok  ' if not problems else 'FAIL'} {check.__doc__.splitlines()[0]}")
+        for problem in problems:
             print(f"     {problem}")
     try:
         notes = list(older_than_package(root))

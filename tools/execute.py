@@ -93,7 +93,7 @@ def texts_of(output) -> list[str]:
 
 def problems(nb, forbidden: list[str]) -> list[str]:
     """Clean all outputs of an executed notebook; returns `cell N (first line): what is wrong`."""
-    found = []
+    complaints = []
     for number, cell in enumerate(nb.cells, 1):
         if cell.cell_type != "code":
             continue
@@ -110,8 +110,8 @@ def problems(nb, forbidden: list[str]) -> list[str]:
                 if ADDRESS.search(text):
                     wrong.append(f"an object's address in memory: {ADDRESS.search(text).group()}")
         cell.outputs = [o for o in cell.outputs if o.output_type != "stream" or o.text.strip()]
-        found += [f"cell {number} ({first_line(cell)}): {w}" for w in wrong]
-    return found
+        complaints += [f"cell {number} ({first_line(cell)}): {w}" for w in wrong]
+    return complaints
 
 
 def joined(outputs: list) -> list:
@@ -181,13 +181,13 @@ def run(nb, root: Path, profile: str, timeout: int, say=print) -> dict:
                     if (took := time.perf_counter() - began) > 5:
                         say(f"    {took:6.1f} s  {where}")
                 seconds = time.perf_counter() - started
-                asked = new_code_cell(provenance.ASK_KERNEL)
-                nb.cells.append(asked)
+                question = new_code_cell(provenance.ASK_KERNEL)
+                nb.cells.append(question)
                 try:
-                    client.execute_cell(asked, len(nb.cells) - 1, store_history=False)
+                    client.execute_cell(question, len(nb.cells) - 1, store_history=False)
                 finally:
                     nb.cells.pop()
-                facts = json.loads(asked.outputs[-1].text.splitlines()[-1])
+                facts = json.loads(question.outputs[-1].text.splitlines()[-1])
         except NoSuchKernel:
             raise Refused("no kernel named python3: run `make install`") from None
         wrong = problems(nb, forbidden_paths(root, folder))

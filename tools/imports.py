@@ -15,11 +15,11 @@ PACKAGE = "utils"
 def modules(root: Path = ROOT) -> dict[str, Path]:
     """Dotted name -> file of every module of the package; a package's name stands for its
     `__init__.py`."""
-    found = {}
+    files = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
 
 
 def imported(source: str, known: set[str], module: str = "", is_package: bool = False) -> set[str]:
@@ -76,9 +76,9 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
         if name in done:
             return []
         for other in sorted(edges.get(name, ())):
-            if found := visit(other, [*path, name]):
-                return found
+            if loop := visit(other, [*path, name]):
+                return loop
         done.add(name)
         return []
 
-    return next((found for name in sorted(edges) if (found := visit(name, []))), [])
+    return next((loop for name in sorted(edges) if (loop := visit(name, []))), [])

@@ -32,12 +32,12 @@ def stop(message):
 
 def requirement_files(path):
     """The file and those it includes with `-r`, in order."""
-    found = [path]
+    files = [path]
     with open(path, encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("-r "):
-                found += requirement_files(os.path.join(os.path.dirname(path), line[3:].strip()))
-    return found
+                files += requirement_files(os.path.join(os.path.dirname(path), line[3:].strip()))
+    return files
 
 
 def digest(files, python):
@@ -73,13 +73,13 @@ def create(venv, uv):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode == 0:
             return
-    said = done.stdout.decode(errors="replace")
-    if "ensurepip" in said or "No module named venv" in said:
+    output = done.stdout.decode(errors="replace")
+    if "ensurepip" in output or "No module named venv" in output:
         stop(
             "this Python cannot make environments: on Debian or Ubuntu run "
             "`apt-get install python3-venv`, then call make again"
         )
-    stop("%s failed: %s" % (" ".join(command), " ".join(said.split())[-300:]))
+    stop("%s failed: %s" % (" ".join(command), " ".join(output.split())[-300:]))
 
 
 def torch_index(files):
@@ -99,15 +99,15 @@ def torch_index(files):
 
 def install(venv, requirements, constraints, uv):
     """Install the requirements; an installer's own messages are shown when it fails."""
-    wanted = ["-r", requirements] + (["-c", constraints] if constraints else [])
+    packages = ["-r", requirements] + (["-c", constraints] if constraints else [])
     index = torch_index(requirement_files(requirements))
     env = dict(os.environ)
     if uv:
-        command = [uv, "pip", "install", "--quiet", "--python", venv_python(venv)] + wanted
+        command = [uv, "pip", "install", "--quiet", "--python", venv_python(venv)] + packages
         if index:  # uv takes only torch's packages from there
             env.setdefault("UV_TORCH_BACKEND", "cpu")
     else:
-        command = [venv_python(venv), "-m", "pip", "install", "--quiet"] + wanted
+        command = [venv_python(venv), "-m", "pip", "install", "--quiet"] + packages
         command += ["--disable-pip-version-check", "--no-input"]
         command += ["--extra-index-url", index] if index else []
     if subprocess.run(command, env=env).returncode != 0:
@@ -146,13 +146,13 @@ def main():
         sys.stderr.write("install: note: Python %s was not tested with these packages\n" % python)
 
     files = requirement_files(args.requirements) + ([args.constraints] if args.constraints else [])
-    wanted = digest(files, python)
+    current = digest(files, python)
     # One stamp for each file of requirements: what is installed on top leaves the first valid.
     extra = os.path.basename(args.requirements)[:-4].replace("requirements", "", 1)
     stamp = os.path.join(args.venv, ".installed" + extra)
     if keep and os.path.isfile(stamp):
         with open(stamp, encoding="utf-8") as f:
-            if f.read().strip() == wanted:
+            if f.read().strip() == current:
                 return
     uv = shutil.which("uv")
     started = time.time()
@@ -175,7 +175,7 @@ def main():
         create(args.venv, None)  # made by uv earlier, and so without pip
     install(args.venv, args.requirements, args.constraints, uv)
     with open(stamp + ".new", "w", encoding="utf-8") as f:
-        f.write(wanted + "\n")
+        f.write(current + "\n")
     os.replace(stamp + ".new", stamp)
     print("Installed in %.0f s" % (time.time() - started), flush=True)
 

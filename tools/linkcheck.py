@@ -24,7 +24,7 @@ DEAD = {404, 410}
 def external_links(root: Path) -> dict[str, list[str]]:
     """Address -> the places (file:line) that link to it; this repository's own address is left out."""
     own = pairs.settings(root)
-    found = defaultdict(list)
+    links = defaultdict(list)
     for page in [*check.pages(root), root / "book" / "references.bib"]:
         if not page.exists():
             continue
@@ -39,10 +39,10 @@ def external_links(root: Path) -> dict[str, list[str]]:
                 own.website
             )
             if not ours and not re.match(r"https?://(127\.0\.0\.1|localhost|example\.)", url):
-                found[url].append(
+                links[url].append(
                     f"{page.relative_to(root)}:{text.count(chr(10), 0, match.start()) + 1}"
                 )
-    return dict(found)
+    return dict(links)
 
 
 def verdict(url: str, tries: int = 3, pause: float = 5.0, timeout: float = 20.0) -> str:
@@ -69,13 +69,13 @@ def verdict(url: str, tries: int = 3, pause: float = 5.0, timeout: float = 20.0)
 
 def main() -> int:
     """Status 0: all alive; 1: dead links, one a line with the places that hold them."""
-    found = external_links(pairs.ROOT)
+    links = external_links(pairs.ROOT)
     with ThreadPoolExecutor(8) as pool:
-        verdicts = dict(zip(found, pool.map(verdict, found)))
+        verdicts = dict(zip(links, pool.map(verdict, links)))
     dead = {url: why for url, why in verdicts.items() if why}
     for url, why in dead.items():
-        print(f"{url}: {why} (in {', '.join(found[url])})")
-    print(f"{len(found)} links, {len(dead)} dead")
+        print(f"{url}: {why} (in {', '.join(links[url])})")
+    print(f"{len(links)} links, {len(dead)} dead")
     return 1 if dead else 0
 
 

@@ -84,17 +84,17 @@ def chapters(root: Path = ROOT, which: list[str] | None = None) -> list[Path]:
     """The chapters' paths without suffix, in order; `which` chooses by number or name ("05",
     "05_lora.md")."""
     folder = root / "chapters"
-    found = sorted(
+    stems = sorted(
         {p.with_suffix("") for p in folder.glob("[0-9]*") if p.suffix in (".md", ".ipynb")}
     )
     if not which:
-        return found
+        return stems
     chosen = []
     for name in which:
         stem = Path(name).stem
-        match = [p for p in found if p.name == stem or p.name.split("_")[0] == stem.zfill(2)]
+        match = [p for p in stems if p.name == stem or p.name.split("_")[0] == stem.zfill(2)]
         if not match:
-            names = ", ".join(p.name for p in found) or "none"
+            names = ", ".join(p.name for p in stems) or "none"
             raise PairError(f"no chapter {name!r}: expected one of {names}")
         chosen += match
     return chosen
@@ -127,9 +127,9 @@ def read_ipynb(path: Path) -> NotebookNode:
         nb.cells  # noqa: B018
         return nb
     except Exception as error:
-        said = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120]
         raise PairError(
-            f"{path.name}: expected a notebook, found: {said}: restore it from git, or delete it "
+            f"{path.name}: expected a notebook, found: {reason}: restore it from git, or delete it "
             "and run `make sync`, which makes it again from the .md, without outputs"
         ) from None
 

@@ -28,13 +28,13 @@ def module_path(name: str, root: Path = ROOT) -> Path:
 
 def module_hashes(names: list[str], root: Path = ROOT) -> dict[str, str]:
     """Name -> hash of a module's source, for those that exist."""
-    found = {}
+    hashes = {}
     for name in sorted(names):
         path = module_path(name, root)
         if path.is_file():
             data = path.read_bytes().replace(b"\r\n", b"\n")
-            found[name] = hashlib.sha256(data).hexdigest()[:16]
-    return found
+            hashes[name] = hashlib.sha256(data).hexdigest()[:16]
+    return hashes
 
 
 def changed_modules(record: dict, root: Path = ROOT) -> list[str]:

@@ -97,32 +97,32 @@ def secrets(root: Path) -> list[Secret]:
     package = [p for p in sorted((root / "utils").rglob("*.py")) if "checks" not in p.parts]
     public = "".join(without_solutions(p.read_text(encoding="utf-8")) for p in pages)
     public = normalise(public + "".join(p.read_text(encoding="utf-8") for p in package))
-    found = {}
+    lines = {}
     for page in pages:
         for block in _SOLUTION.findall(page.read_text(encoding="utf-8")):
             for line in block.splitlines():
                 text = normalise(line)
                 markup = line.lstrip().startswith(("<details", "<summary", "</", "```"))
                 if len(text) >= SHORTEST and not markup and text not in public:
-                    found.setdefault(text, Secret(page.stem, line.strip(), text))
-    return list(found.values())
+                    lines.setdefault(text, Secret(page.stem, line.strip(), text))
+    return list(lines.values())
 
 
-def names(found: list[Secret], root: Path) -> set[str]:
+def names(known: list[Secret], root: Path) -> set[str]:
     """Names that only solutions use. A search index holds words, not lines: these would show there."""
     sources = [p for folder in ("chapters", "utils", "book") for p in (root / folder).rglob("*")]
     kept = [p for p in sources if p.suffix in (".md", ".py") and p.is_file()]
     public = "".join(without_solutions(p.read_text(encoding="utf-8")) for p in kept).lower()
-    words = {word.lower() for one in found for word in re.findall(r"[A-Za-z]+_\w{4,}", one.line)}
+    words = {word.lower() for one in known for word in re.findall(r"[A-Za-z]+_\w{4,}", one.line)}
     # Without its last two letters, as the index may hold it: a public word that begins so would be
     # taken for it.
     return {word for word in words if word[:-2] not in public}
 
 
-def leaks(folder: Path, found: list[Secret], words: set[str] = frozenset()) -> list[str]:
+def leaks(folder: Path, known: list[Secret], words: set[str] = frozenset()) -> list[str]:
     """Where a folder holds a line of a solution, in any of its files: sources, notebooks, a built
     site."""
-    said = []
+    places = []
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or ".git" in path.relative_to(folder).parts:
             continue
@@ -135,18 +135,20 @@ def leaks(folder: Path, found: list[Secret], words: set[str] = frozenset()) -> l
             ".xml",
         ):  # highlighted code has a tag around each word
             versions.append(normalise(html.unescape(re.sub(r"<[^>]*>", "", raw))))
-        for one in found:
+        for one in known:
             if any(one.text in version for version in versions):
-                said.append(f"{path.relative_to(folder)}: a solution of {one.chapter}: {one.line}")
+                places.append(
+                    f"{path.relative_to(folder)}: a solution of {one.chapter}: {one.line}"
+                )
         if path.name == "searchindex.js":
             # The index cuts endings off: the last two letters may be gone.
             index = raw.lower()
-            said += [
+            places += [
                 f"{path.relative_to(folder)}: {word}"
                 for word in sorted(words)
                 if word[:-2] in index
             ]
-    return said
+    return places
 
 
 # --------------------------------------------------------------------------------------- making it
@@ -194,7 +196,7 @@ def make(
         )
     before = _earlier(root, folder)
     own = replace(course, repository=repository, revision=revision, website=_website(repository))
-    found = secrets(root)
+    known = secrets(root)
     with tempfile.TemporaryDirectory(prefix="student-") as temporary:
         new = Path(temporary)
         for path in course_files(root):
@@ -203,7 +205,7 @@ def make(
         _take_out_answers(new, own)
         _take_out_instructor(new)
         _address(new, own)
-        seen = leaks(new, found)
+        seen = leaks(new, known)
         if seen:
             raise StudentError(
                 "nothing was written, these would hold solutions:\n  " + "\n  ".join(seen)

@@ -52,10 +52,10 @@ def first_strong(quote: nodes.block_quote) -> tuple[nodes.paragraph, nodes.stron
 
 def to_callout(quote: nodes.block_quote) -> callout | None:
     """The card for a quote, or None when it is an ordinary quote."""
-    found = first_strong(quote)
-    if found is None:
+    first = first_strong(quote)
+    if first is None:
         return None
-    paragraph, strong = found
+    paragraph, strong = first
     words = strong.astext().strip()
     match = TITLE.match(words)
     if match is None:

@@ -40,9 +40,9 @@ def find_node() -> str:
         for name in ("node", "node.exe"):
             if (driver / name).is_file():
                 return str(driver / name)
-    found = shutil.which("node")
-    if found:
-        return found
+    node = shutil.which("node")
+    if node:
+        return node
     raise ExtensionError(
         "formulas need node: expected it in the playwright package, found none; run `make install`"
     )

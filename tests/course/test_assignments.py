@@ -62,8 +62,8 @@ def course(tmp_path_factory):
     os.environ["JUPYTER_CONFIG_DIR"] = str(
         folder.parent / "config"
     )  # not the user's own nbgrader settings
-    made = assignments.build(ROOT, folder, STUDENT_EDITION)
-    assert list(made) == NAMES
+    totals = assignments.build(ROOT, folder, STUDENT_EDITION)
+    assert list(totals) == NAMES
     yield folder
     os.environ.clear()
     os.environ.update(before)
@@ -144,8 +144,8 @@ def test_the_student_edition_holds_no_assignment():
     for path in kept:
         if path.suffix in (".md", ".py", ".ipynb", ".txt", ".yml"):
             text = (ROOT / path).read_text()
-            found = [line for line in secrets if line in text and line not in public]
-            assert len(found) < 3, (path, found)  # one line or two may be the same by chance
+            leaks = [line for line in secrets if line in text and line not in public]
+            assert len(leaks) < 3, (path, leaks)  # one line or two may be the same by chance
 
 
 # -------------------------------------------------------------------------------- nbgrader's points
@@ -180,9 +180,9 @@ def test_a_submission_with_mistakes_and_edited_tests(course):
     )
     lost |= {"momentum_one": 1, "momentum_two": 1, "momentum_pure": 1}
     submit(course, name, "wrong", given)
-    found = assignments.grade(course, name, "wrong")
-    assert {cell: most - got for cell, (got, most) in found.cells.items() if got < most} == lost
-    assert found.score == POINTS[name] - sum(lost.values())
+    grade = assignments.grade(course, name, "wrong")
+    assert {cell: most - got for cell, (got, most) in grade.cells.items() if got < most} == lost
+    assert grade.score == POINTS[name] - sum(lost.values())
 
 
 # ------------------------------------------------------------------- every mistake, in this process
@@ -318,11 +318,11 @@ def test_faults_are_named_and_nothing_is_written(small, tmp_path, capsys, old, n
     assert old in PAGE
     path.write_text(PAGE.replace(old, new))
     assert assignments.main([str(tmp_path / "out"), "--root", str(small)]) == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        said.startswith("assignments: assignment_1.md: ")
-        and expected in said
-        and said.count("\n") == 1
+        message.startswith("assignments: assignment_1.md: ")
+        and expected in message
+        and message.count("\n") == 1
     )
     assert not (tmp_path / "out").exists()
 
@@ -340,8 +340,10 @@ def test_refusals(small, tmp_path, capsys):
     ]
     for arguments, expected in cases:
         assert assignments.main(arguments) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("assignments: ") and expected in said and said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert (
+            message.startswith("assignments: ") and expected in message and message.count("\n") == 1
+        )
     (small / assignments.HOME / "assignment_1.md").unlink()
     assert assignments.main([str(tmp_path / "out"), "--root", str(small)]) == 2
     assert "a student edition has none" in capsys.readouterr().err
@@ -399,9 +401,9 @@ def test_the_capstones_numbers_are_right():
         numbers = adapter.mean() - base.mean(), *newcombe(base, adapter)
         return [f"{100 * number:.1f}".replace("-", "−") for number in numbers]
 
-    found, low, high = points(400, 168, 80, 26)
-    assert f"{found} points more, 95% interval {low} to {high}, paired (80 gained, 26 lost)" in page
-    assert f"{found} points has an interval from {low} to {high} on 400" in page
+    gain, low, high = points(400, 168, 80, 26)
+    assert f"{gain} points more, 95% interval {low} to {high}, paired (80 gained, 26 lost)" in page
+    assert f"{gain} points has an interval from {low} to {high} on 400" in page
     assert "from {1} to {2} on 200".format(*points(200, 84, 40, 13)) in page
     assert (
         "8 gained and 3 lost are {} points, with an interval from {} to {}".format(

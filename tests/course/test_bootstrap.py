@@ -91,8 +91,8 @@ def test_run_twice_it_clones_once(tmp_path, repository):
 
 
 def test_a_repository_that_is_not_there(tmp_path):
-    said = one_line(run(tmp_path / "empty", COURSE_REPOSITORY=str(tmp_path / "nothing")))
-    assert "could not be fetched" in said and "nothing" in said
+    message = one_line(run(tmp_path / "empty", COURSE_REPOSITORY=str(tmp_path / "nothing")))
+    assert "could not be fetched" in message and "nothing" in message
 
 
 def test_a_revision_that_is_not_there(tmp_path, repository):
@@ -145,10 +145,10 @@ def test_a_foreign_utils_earlier_on_the_path_is_passed_over(tmp_path, repository
 def test_a_foreign_utils_already_imported_is_named(tmp_path, repository):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "utils.py").write_text("x = 1\n")
-    said = one_line(
+    message = one_line(
         run(repository / "chapters", "", "import utils", PYTHONPATH=str(tmp_path / "foreign"))
     )
-    assert "Another package named utils" in said and "restart" in said
+    assert "Another package named utils" in message and "restart" in message
 
 
 def test_every_chapter_holds_the_same_cell():

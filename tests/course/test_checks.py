@@ -2,6 +2,7 @@
 
 import functools
 import linecache
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.folders import ROOT
 from utils import CourseError
 from utils.course import checks
 from utils.course.checks import attribute, call, check, exercise, expect, expect_close, expect_shape
@@ -255,16 +257,13 @@ def test_a_notebook_shows_the_line_once():
     import nbclient
     import nbformat
 
-    cells = [nbformat.v4.new_code_cell('from utils.course import checks\nchecks.check("98.4", ...)')]
     setup = (
-        "import os, sys\nsys.path.insert(0, os.environ['COURSE_ROOT'])\nfrom utils.course import checks\n"
-        "@checks.exercise('98.4')\ndef one(learner): ..."
+        "import os, sys\nsys.path.insert(0, os.environ['COURSE_ROOT'])\n"
+        "from utils.course import checks\n@checks.exercise('98.4')\ndef one(learner): ..."
     )
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(setup), *cells])
-    import os
-    from pathlib import Path
-
-    root = str(Path(__file__).resolve().parents[2])
-    nbclient.NotebookClient(notebook, timeout=60).execute(env=os.environ | {"COURSE_ROOT": root})
+    cells = map(nbformat.v4.new_code_cell, [setup, 'checks.check("98.4", ...)'])
+    notebook = nbformat.v4.new_notebook(cells=list(cells))
+    environment = os.environ | {"COURSE_ROOT": str(ROOT)}
+    nbclient.NotebookClient(notebook, timeout=60).execute(env=environment)
     (output,) = notebook.cells[1].outputs
     assert output.output_type == "stream" and output.text.startswith("Exercise 98.4. Not attempted")

@@ -47,24 +47,26 @@ def test_answers_are_complete(path):
 def _incomplete(page, wrong, known) -> list[str]:
     """What is missing from a chapter's answers: one solution, a check, two different wrong answers
     for each exercise."""
-    found = []
+    missing = []
     for one in page.exercises:
         if len(one.solutions) != 1:
-            found.append(
+            missing.append(
                 f"{one.id}: expected one python block in the solution, found {len(one.solutions)}"
             )
         if any("check(" in solution for solution in one.solutions):
-            found.append(f"{one.id}: the solution calls the check, which the stub does already")
+            missing.append(f"{one.id}: the solution calls the check, which the stub does already")
         names = {mistake for mistake, _ in wrong.get(one.id, [])} - set(checks.GENERIC)
         if len(names) < 2:
-            found.append(
+            missing.append(
                 f"{one.id}: expected two wrong answers with own names, found {sorted(names)}"
             )
     ids = {one.id for one in page.exercises}
-    found += [f"{one}: has a check and is not on the page" for one in known if one not in ids]
-    found += [f"{one}: is on the page and has no check" for one in ids if one not in known]
-    found += [f"{one}: has wrong answers and is not on the page" for one in wrong if one not in ids]
-    return found
+    missing += [f"{one}: has a check and is not on the page" for one in known if one not in ids]
+    missing += [f"{one}: is on the page and has no check" for one in ids if one not in known]
+    missing += [
+        f"{one}: has wrong answers and is not on the page" for one in wrong if one not in ids
+    ]
+    return missing
 
 
 # ------------------------------------------------------------------ the harness, on a small chapter
@@ -90,12 +92,12 @@ def test_harness_reads_the_exercises(small):
 def test_harness_tells_the_answers_apart(small):
     _, report = small
     assert report.end == "complete" and not any(cell["error"] for cell in report.cells)
-    said = {
-        (one, which): (found["status"], found["mistake"])
+    results = {
+        (one, which): (result["status"], result["mistake"])
         for one, answers in report.answers.items()
-        for which, found in answers.items()
+        for which, result in answers.items()
     }
-    assert said == {
+    assert results == {
         ("99.1", "stub"): ("not attempted", None),
         ("99.1", "wrong 0"): ("fail", "nats-not-bits"),
         ("99.1", "wrong 1"): ("fail", "multiplied"),

@@ -156,23 +156,23 @@ def _find_exercises(cells: list[Cell]) -> list[Exercise]:
 
 def problems_of(page: Page) -> list[str]:
     """What a chapter must have and this page lacks; the exercises' answers are looked at elsewhere."""
-    found, text = [], page.text
+    problems, text = [], page.text
 
     def need(condition: bool, message: str) -> None:
         if not condition:
-            found.append(message)
+            problems.append(message)
 
     need(
         bool(page.code) and "bootstrap" in page.code[0].tags,
         "the first code cell is not the bootstrap",
     )
     need(sum("bootstrap" in cell.tags for cell in page.code) == 1, "expected one bootstrap cell")
-    wanted = 3 if page.chapter < 5 else 4
-    need(len(page.exercises) >= wanted, f"expected {wanted} exercises, found {len(page.exercises)}")
+    least = 3 if page.chapter < 5 else 4
+    need(len(page.exercises) >= least, f"expected {least} exercises, found {len(page.exercises)}")
     named = re.findall(r"\*\*Exercise (\d+\.\d+)", text)
     known = [exercise.id for exercise in page.exercises]
     for one in sorted(set(named) - set(known)):
-        found.append(
+        problems.append(
             f"exercise {one}: expected it to begin '> **Exercise {one}**, core, 10 minutes.'"
         )
     need(len(set(known)) == len(known), f"two exercises have the same number: {known}")
@@ -199,7 +199,7 @@ def problems_of(page: Page) -> list[str]:
                 start + "its cell calls another exercise's check",
             )
         except ValueError as error:
-            found.append(str(error))
+            problems.append(str(error))
 
     predictions = [
         cell for cell in page.cells if cell.kind == "markdown" and "> **Predict.**" in cell.source
@@ -217,7 +217,7 @@ def problems_of(page: Page) -> list[str]:
     need("> **Remember" in text, "no 'Remember'")
     need(bool(re.search(r"^(#+ |> \*\*)Go further", text, re.M)), "no 'Go further'")
     need(bool(re.search(r"^(#+ .*|> \*\*)[Qq]uiz", text, re.M)), "no quiz")
-    return found
+    return problems
 
 
 def split_stub(exercise: Exercise) -> tuple[ast.Module, ast.Call]:
@@ -450,17 +450,17 @@ def _main(arguments: list[str]) -> int:
                 failed += 1
         for exercise in page.exercises:
             wrong = wrong_answers(page.chapter).get(exercise.id, [])
-            said = report.answers.get(exercise.id, {})
-            wanted = {"stub": ("not attempted", None), "solution": ("pass", None)}
-            wanted |= {f"wrong {i}": ("fail", mistake) for i, (mistake, _) in enumerate(wrong)}
-            for which, (status, mistake) in wanted.items():
-                answer = said.get(
+            answers_given = report.answers.get(exercise.id, {})
+            expected = {"stub": ("not attempted", None), "solution": ("pass", None)}
+            expected |= {f"wrong {i}": ("fail", mistake) for i, (mistake, _) in enumerate(wrong)}
+            for which, (status, mistake) in expected.items():
+                answer = answers_given.get(
                     which, {"status": "never reached", "mistake": None, "message": ""}
                 )
                 good = (answer["status"], answer["mistake"]) == (status, mistake)
                 failed += not good
-                found = " ".join(str(answer[key] or "") for key in ("status", "mistake", "message"))
-                print(f"{'ok ' if good else 'BAD'} {exercise.id} {which}: {found}")
+                shown = " ".join(str(answer[key] or "") for key in ("status", "mistake", "message"))
+                print(f"{'ok ' if good else 'BAD'} {exercise.id} {which}: {shown}")
                 if not good:
                     print(f"    expected {status} {mistake or ''}")
             if len({mistake for mistake, _ in wrong}) < 2:

@@ -74,8 +74,8 @@ def test_a_good_folder_has_no_problems_but_its_missing_outputs(root):
 
 def test_unused_imports_and_bad_format(root):
     (root / "utils" / "bad.py").write_text("import os\nx = {  'a':1 }\n")
-    said = problems(root, check.ruff)
-    assert "bad.py:1:8: F401" in said and "ruff format" in said
+    printed = problems(root, check.ruff)
+    assert "bad.py:1:8: F401" in printed and "ruff format" in printed
 
 
 def test_a_pair_out_of_step(root):
@@ -107,8 +107,8 @@ def test_another_address(root):
 )
 def test_a_raw_directive(root, fence):
     edit(root, "Between.", fence)
-    said = problems(root, check.directives)
-    assert "shows as code in Colab" in said and "01_page.md:" in said
+    printed = problems(root, check.directives)
+    assert "shows as code in Colab" in printed and "01_page.md:" in printed
 
 
 def test_a_directive_shown_as_an_example_is_none(root):
@@ -150,16 +150,16 @@ def test_a_figure_without_words(root):
 
 
 @pytest.mark.parametrize(
-    "old, new, said",
+    "old, new, words",
     [
         ("<summary>Hint</summary>", "<summary>Help</summary>", "has no hint"),
         ("<summary>Solution</summary>", "<summary>Answer</summary>", "has no solution"),
         ('check("1.1", f)', "f()", "its last line is not check"),
     ],
 )
-def test_an_exercise_that_lacks_a_part(root, old, new, said):
+def test_an_exercise_that_lacks_a_part(root, old, new, words):
     edit(root, old, new)
-    assert said in problems(root, check.exercises)
+    assert words in problems(root, check.exercises)
 
 
 def test_an_edition_without_solutions_needs_none(root):
@@ -169,7 +169,7 @@ def test_an_edition_without_solutions_needs_none(root):
 
 
 @pytest.mark.parametrize(
-    "link, said",
+    "link, words",
     [
         ("[a](02_next.ipynb)", "no such file"),
         ("[a](01_page.ipynb#third)", "no such heading"),
@@ -179,10 +179,10 @@ def test_an_edition_without_solutions_needs_none(root):
         ('<a href="../book/none.md">a</a>', "no such file"),
     ],
 )
-def test_a_link_that_leads_nowhere(root, link, said):
+def test_a_link_that_leads_nowhere(root, link, words):
     edit(root, "Between.", link)
-    found = problems(root, check.links)
-    assert said in found and "01_page.md:" in found
+    printed = problems(root, check.links)
+    assert words in printed and "01_page.md:" in printed
 
 
 def test_links_that_lead_somewhere_or_are_code(root):
@@ -204,8 +204,8 @@ def test_anchors_are_those_of_github_and_myst():
 
 def test_a_path_of_one_machine(root):
     edit(root, "Between.", "Open /home/somebody/course now.")
-    found = problems(root, check.machine_paths)
-    assert "/home/somebody" in found and "01_page.md" in found and "01_page.ipynb" in found
+    printed = problems(root, check.machine_paths)
+    assert "/home/somebody" in printed and "01_page.md" in printed and "01_page.ipynb" in printed
 
 
 def test_the_command_counts_problems_and_says_so(root, capsys):

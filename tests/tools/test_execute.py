@@ -84,7 +84,7 @@ def test_progress_bars_and_colours_are_cleaned(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "cell, said",
+    "cell, words",
     [
         ("import warnings\nwarnings.warn('beware of this')", "beware of this"),
         ("import os\nprint('saved to', os.getcwd())", "a path of this machine"),
@@ -95,7 +95,7 @@ def test_progress_bars_and_colours_are_cleaned(tmp_path, capsys):
         ("import os\nos._exit(1)", "kernel died"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_and_nothing_is_written(tmp_path, capsys, cell, said):
+def test_what_cannot_be_shown_is_refused_and_nothing_is_written(tmp_path, capsys, cell, words):
     course(tmp_path, page("print(1)", cell))
     stem = tmp_path / "chapters" / "01_page"
     from tools import sync
@@ -105,7 +105,7 @@ def test_what_cannot_be_shown_is_refused_and_nothing_is_written(tmp_path, capsys
     capsys.readouterr()
     assert execute.main(["--root", str(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert said in err and "cell 4" in err and "01_page" in err
+    assert words in err and "cell 4" in err and "01_page" in err
     assert "Traceback" not in err
     assert stem.with_suffix(".ipynb").read_bytes() == before
 

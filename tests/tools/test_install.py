@@ -95,8 +95,12 @@ def test_an_old_python_is_refused_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         install.main()
     assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert "3.9 is too old" in said and "PYTHON=python3.12" in said and len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert (
+        "3.9 is too old" in message
+        and "PYTHON=python3.12" in message
+        and len(message.splitlines()) == 1
+    )
 
 
 def test_install_py_can_be_read_by_an_old_python():
@@ -120,13 +124,13 @@ def pins(name):
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-colab.txt"])
 def test_constraints_pin_every_requirement_within_its_range(name):
     pinned = pins(name)
-    wanted = [
+    needs = [
         Requirement(r)
         for f in ("requirements.txt", "requirements-colab.txt")
         for r in lines(f)
         if r[0] != "-"
     ]
-    for need in wanted:
+    for need in needs:
         pin = pinned.get(canonicalize_name(need.name))
         assert pin is not None, f"{need.name} is not in {name}: run `make constraints`"
         version = str(pin.specifier).removeprefix("==")

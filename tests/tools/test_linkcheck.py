@@ -42,10 +42,10 @@ def test_links_are_found_with_their_places(tmp_path):
     text = "See [a](https://arxiv.org/abs/2106.09685) and <https://docs.jax.dev/en/latest/#top>, (https://a.b/c_(d)).\n"
     own = "[b](https://github.com/lora-in-jax/lora-in-jax/issues) `https://not.a/link`\n"
     course(tmp_path, PAGE.replace("Between.", text + own))
-    found = linkcheck.external_links(tmp_path)
-    assert set(found) == {
+    links = linkcheck.external_links(tmp_path)
+    assert set(links) == {
         "https://arxiv.org/abs/2106.09685",
         "https://docs.jax.dev/en/latest/",
         "https://a.b/c_(d)",
     }
-    assert found["https://arxiv.org/abs/2106.09685"][0].startswith("chapters/01_page.md:")
+    assert links["https://arxiv.org/abs/2106.09685"][0].startswith("chapters/01_page.md:")

@@ -51,12 +51,12 @@ def notebook(provenance: dict | None, runs: list[dict] | None = None):
     """A chapter with one folded output."""
     cell = new_code_cell("print(1)", metadata={"tags": ["hide-output"]}, execution_count=1)
     cell.outputs = [new_output("stream", name="stdout", text="1\n")]
-    made = new_notebook(cells=[new_markdown_cell(TEXT), cell])
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
-    made.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    page = new_notebook(cells=[new_markdown_cell(TEXT), cell])
+    page.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    page.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     if provenance:
-        made.metadata["course"] = {"provenance": provenance, "runs": runs or []}
-    return made
+        page.metadata["course"] = {"provenance": provenance, "runs": runs or []}
+    return page
 
 
 RECORD = {

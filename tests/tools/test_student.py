@@ -155,22 +155,22 @@ LEAKS = {
 
 @pytest.mark.parametrize("name, text", LEAKS.values(), ids=LEAKS.keys())
 def test_a_leak_is_found(course, edition, name, text):
-    found = student.secrets(course)
-    assert student.leaks(edition, found) == []
+    secrets = student.secrets(course)
+    assert student.leaks(edition, secrets) == []
     path = edition / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         file.write("\n" + text)
-    seen = student.leaks(edition, found)
-    assert len(seen) == 1 and seen[0].startswith(f"{name}: a solution of 99_small")
+    leaks = student.leaks(edition, secrets)
+    assert len(leaks) == 1 and leaks[0].startswith(f"{name}: a solution of 99_small")
 
 
 def test_a_leak_in_the_search_index_is_found(course, edition):
-    found = student.secrets(course)
-    words = student.names(found, course)
+    secrets = student.secrets(course)
+    words = student.names(secrets, course)
     (edition / "searchindex.js").write_text('Search.setIndex({"terms": {"shrunk_by_ln_tw": [1]}})')
-    assert student.leaks(edition, found) == []
-    assert student.leaks(edition, found, words) == ["searchindex.js: shrunk_by_ln_two"]
+    assert student.leaks(edition, secrets) == []
+    assert student.leaks(edition, secrets, words) == ["searchindex.js: shrunk_by_ln_two"]
 
 
 def test_an_edition_that_would_leak_is_not_written(course, tmp_path):
@@ -224,8 +224,8 @@ def test_other_folders_are_refused(course, tmp_path, case, capsys):
         (folder / student.MARKER).write_text(json.dumps({"files": ["../precious"]}))
     before = tree(tmp_path)
     assert student.main([str(folder), "--root", str(course)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("student: ") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("student: ") and message.count("\n") == 1
     assert tree(tmp_path) == before
 
 
@@ -258,14 +258,15 @@ def real(tmp_path_factory):
 
 
 def test_the_real_edition_has_no_answers(real):
-    found = student.secrets(ROOT)
-    assert {one.chapter for one in found} == {path.stem for path in exercises.pages()}
-    assert student.leaks(real, found) == []
+    secrets = student.secrets(ROOT)
+    assert {one.chapter for one in secrets} == {path.stem for path in exercises.pages()}
+    assert student.leaks(real, secrets) == []
     for path in real.glob("chapters/*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         assert not any("<summary>Solution" in cell.source for cell in notebook.cells)
 
 
+@pytest.mark.slow
 def test_the_real_edition_is_consistent(real):
     """Its own `make sync` has nothing to do, and its chapters can be collected by its own tests."""
     environment = os.environ | {"PYTHONPATH": str(real)}
@@ -284,10 +285,10 @@ def test_the_real_editions_site_has_no_answers(real):
     environment = os.environ | {"PYTHONPATH": str(real)}
     done = subprocess.run(book, cwd=real, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    found = student.secrets(ROOT)
+    secrets = student.secrets(ROOT)
     site = real / "_build" / "html"
     assert (site / "searchindex.js").exists()
-    assert student.leaks(site, found, student.names(found, ROOT)) == []
+    assert student.leaks(site, secrets, student.names(secrets, ROOT)) == []
     page = next(site.glob("chapters/*.html"))
-    page.write_text(page.read_text() + f"<p>{found[0].line}</p>")
-    assert student.leaks(site, found) != []
+    page.write_text(page.read_text() + f"<p>{secrets[0].line}</p>")
+    assert student.leaks(site, secrets) != []

@@ -161,8 +161,8 @@ def test_a_conflict_stops_names_the_file_and_writes_nothing(stem, capsys):
     edit_nb(stem, lambda n: n.cells[-1].update(source="Edited there."))
     before = snapshot(stem)
     assert run(stem) == 2
-    said = capsys.readouterr().err
-    assert "01_page" in said and "both changed" in said and "--take" in said
+    message = capsys.readouterr().err
+    assert "01_page" in message and "both changed" in message and "--take" in message
     assert snapshot(stem) == before
 
 
