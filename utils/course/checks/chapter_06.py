@@ -12,7 +12,6 @@ from utils.course.checks import (
     expect_close,
     expect_shape,
     is_close,
-    normal,
 )
 
 
@@ -85,60 +84,60 @@ def samples_needed(learner):
 
 @exercise("6.3")
 def add_adapters(learner):
-    one = normal(2, 5, seed=0), normal(4, 2, seed=1), 2.0
-    two = normal(2, 5, seed=2), normal(4, 2, seed=3), 0.5
+    def adapter(A, B, scale):
+        return np.array(A, np.float32), np.array(B, np.float32), scale
+
+    # Their changes, scale included, are [[2, 0, 4], [4, 2, 6]] and [[0.5, 0.5, 0], [-0.5, 0, 0.5]].
+    one = adapter([[1, 0, 2], [0, 1, -1]], [[1, 0], [2, 1]], 2.0)
+    two = adapter([[0, 1, 1], [1, 1, 0]], [[0, 1], [1, -1]], 0.5)
     result = call(learner, one, two)
     attempted(result)
     if not (isinstance(result, tuple | list) and len(result) == 3):
         raise Mistake("wrong-type", "expected three things, A, B and a scale", "what you return")
     A, B, scale = (array(x, name) for x, name in zip(result, ("A", "B", "the scale"), strict=True))
-
-    def product(a, b, s):
-        return s * (b @ a)
-
-    if A.shape == (2, 5) and B.shape == (4, 2):
+    if A.shape == (2, 3) and B.shape == (2, 2):
         raise Mistake(
             "factors-added",
             "a sum of factors has cross terms that nobody trained",
             "(B1 + B2)(A1 + A2)",
         )
-    expect_shape(A, (4, 5), "A", axes="[R, in]")
-    expect_shape(B, (4, 4), "B", axes="[out, R]")
+    expect_shape(A, (4, 3), "A", axes="[R, in]")
+    expect_shape(B, (2, 4), "B", axes="[out, R]")
     expect_close(
-        product(A, B, scale),
-        product(*one) + product(*two),
+        scale * (B @ A),
+        [[2.5, 0.5, 4], [3.5, 2, 6.5]],
         "the joint change",
         axes="[out, in]",
         rtol=1e-4,
         atol=1e-5,
         unlike={
             "scale-forgotten": (
-                one[1] @ one[0] + two[1] @ two[0],
+                [[2, 1, 2], [1, 1, 4]],
                 "the scales are lost",
                 "scale of each adapter",
             ),
             "one-scale-for-both": (
-                2.0 * (one[1] @ one[0] + two[1] @ two[0]),
+                [[4, 2, 4], [2, 2, 8]],
                 "the first adapter's scale is used for both",
                 "the second one's scale",
             ),
             "scale-twice": (
-                4.0 * one[1] @ one[0] + 0.25 * two[1] @ two[0],
+                [[4.25, 0.25, 8], [7.75, 4, 12.25]],
                 "each scale counts twice",
                 "scales that were put into A as well as into B",
             ),
             "paired-with-the-wrong-factor": (
-                2.0 * (one[1] @ two[0]) + 0.5 * (two[1] @ one[0]),
+                [[0, 2.5, 1.5], [2.5, 5.5, 5.5]],
                 "each B meets the other adapter's A",
                 "the order in both concatenations",
             ),
         },
     )
-    three = normal(3, 5, seed=4), normal(4, 3, seed=5), 1.0
+    three = adapter([[1, 0, 0], [0, 1, 0], [0, 0, 2]], [[1, 1, 0], [0, 1, -1]], 1.0)
     A, B, scale = (array(x, "the result") for x in call(learner, one, three))
     expect_close(
-        product(A, B, scale),
-        2.0 * one[1] @ one[0] + three[1] @ three[0],
+        scale * (B @ A),
+        [[3, 1, 4], [4, 3, 4]],
         "ranks 2 and 3 joined",
         rtol=1e-4,
         atol=1e-5,
