@@ -158,6 +158,7 @@ def test_detection_does_not_start_jax():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], env=environment)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("size", [100_000_000, 2_200_000_000])
 def test_kept_memory_is_not_given_back(size):
     """Without it, each round would touch fresh pages, 25,000 for 100 MB; above 2 GB too. glibc alone can be told."""

@@ -177,6 +177,7 @@ def eight() -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.parametrize("mesh", [f"{fsdp}x{tp}" for fsdp, tp in MESHES])
 def test_sharded_equals_unsharded(eight, mesh):
     assert eight["base"][-1] < eight["base"][0] - 0.5, "it must learn something, or equal losses say nothing"
@@ -184,6 +185,7 @@ def test_sharded_equals_unsharded(eight, mesh):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_two_processes_equal_one(eight):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -195,12 +197,14 @@ def test_two_processes_equal_one(eight):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_key_value_heads_that_do_not_divide_are_whole_along_tp(eight):
     np.testing.assert_allclose(eight["kv 2x4"], eight["kv base"], rtol=1e-5, atol=0)
     assert eight["kv"] == [str(P(None, None, "fsdp")), str(P(None, "tp", "fsdp"))]
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_fsdp_divides_the_bytes_of_the_base(eight):
     model = checkpoints.model("qwen2-untied")
     leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -213,6 +217,7 @@ def test_fsdp_divides_the_bytes_of_the_base(eight):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_the_report_counts_what_each_device_holds(eight):
     found = eight["report"]
     model = adapted("qwen2-untied")
@@ -225,6 +230,7 @@ def test_the_report_counts_what_each_device_holds(eight):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_the_picture_shows_every_device_once(eight):
     assert sorted(device for *_, device in eight["parts"]) == list(range(8))
     assert all(end - start == 4 and right - left == 3 for start, end, left, right, _ in eight["parts"])
@@ -232,11 +238,13 @@ def test_the_picture_shows_every_device_once(eight):
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_messages_are_found_in_a_real_program(eight):
     assert sum(found["count"] for found in eight["messages"].values()) == 5, eight["messages"]
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 def test_rows_that_do_not_divide_are_named(eight):
     assert eight["error"] == "batch: 6 rows do not divide over fsdp=4: choose a batch that does"
 
