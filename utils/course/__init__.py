@@ -6,6 +6,7 @@ output, as plain text: which source served what, what was skipped.
 """
 
 import logging
+import sys
 
 
 class _PageHandler(logging.Handler):
@@ -22,6 +23,8 @@ def _show_log() -> None:
         handler.name = __name__
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+    # In a notebook other packages give the root logger a handler, which would show each line twice.
+    logger.propagate = "ipykernel" not in sys.modules
 
 
 _show_log()
