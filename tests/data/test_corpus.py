@@ -1,5 +1,7 @@
 """From a file to stories to token ids, and what is said when the file is not a corpus."""
 
+import logging
+
 import numpy as np
 import pytest
 import tiktoken
@@ -55,18 +57,18 @@ def test_limit_reads_whole_stories_only(tmp_path, monkeypatch, limit):
     (tmp_path / "corpus").write_bytes(bytes_of(texts))
     assert corpus.read_stories(tmp_path / "corpus") == texts
     for piece in (100, 1_000, 1 << 22):  # pieces end inside stories, separators and characters
-        monkeypatch.setattr(data, "PIECE", piece)
+        monkeypatch.setattr(corpus, "PIECE", piece)
         assert corpus.read_stories(tmp_path / "corpus", limit) == texts[:limit]
 
 
 def test_empty_stories_do_not_count_towards_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 10)
+    monkeypatch.setattr(corpus, "PIECE", 10)
     (tmp_path / "corpus").write_bytes(MARK.join([b"", b"A", b"", b"\n", b"B", b"", b"C", b"D"]))
     assert [corpus.read_stories(tmp_path / "corpus", n) for n in (1, 2, 3)] == [["A"], ["A", "B"], ["A", "B", "C"]]
 
 
 def test_a_limit_does_not_read_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 1_000)
+    monkeypatch.setattr(corpus, "PIECE", 1_000)
     texts = stories.generate(10)
     (tmp_path / "corpus").write_bytes(bytes_of(texts) + b"\n" + MARK + b"\xff" * 5_000)
     assert corpus.read_stories(tmp_path / "corpus", 5) == texts[:5]
@@ -100,20 +102,38 @@ def test_bad_arguments(arguments, expected):
         corpus.load_stories(**arguments)
 
 
-def test_built_in_when_there_is_nothing_else(monkeypatch, capsys):
+@pytest.fixture
+def nowhere(monkeypatch):
+    """No mirror, no network; and the log goes to nobody but caplog."""
     monkeypatch.delenv("COURSE_MIRROR", raising=False)
-    monkeypatch.setenv("COURSE_PROFILE", "smoke")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def nowhere(kind, repo, filename):
+    def fetch(kind, repo, filename):
         raise hub.NotAvailable("no network in this test")
 
-    monkeypatch.setattr(hub, "fetch", nowhere)
-    train, valid = corpus.load_stories(limit=100), corpus.load_stories("validation")
+    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(logging.getLogger("utils"), "handlers", [])
+
+
+def test_nothing_is_replaced_unless_the_call_says_so(nowhere):
+    for load in (corpus.load_stories, corpus.load_sst2):
+        with pytest.raises(hub.NotAvailable, match="no network in this test: .* fallback=True") as error:
+            load("validation")
+        assert "\n" not in str(error.value)
+
+
+def test_built_in_texts_take_their_place_when_it_does(nowhere, caplog, capsys):
+    caplog.set_level(logging.INFO, "utils")
+    train = corpus.load_stories(limit=100, fallback=True)
+    valid = corpus.load_stories("validation", fallback=True)
     assert train.texts == stories.generate(100, seed=0) and len(valid.texts) == 500
     assert not set(train.texts) & set(valid.texts)
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == "100 train stories: built-in generator, seed 0 (no network in this test)" and len(out) == 2
+    reviews = [corpus.load_sst2(split, fallback=True) for split in ("train", "validation")]
+    assert len(reviews[0]) == 4_000 and len(reviews[1]) > 400
+    assert not {sentence for sentence, _ in reviews[0]} & {sentence for sentence, _ in reviews[1]}
+    reason = "built-in generator, seed 0 (no network in this test)"
+    assert caplog.messages[0] == f"100 train stories: {reason}" == f"100 train stories: {train.source}"
+    assert caplog.messages[2] == f"4,000 train reviews: {reason}" and len(caplog.messages) == 4
+    assert capsys.readouterr() == ("", "")
 
 
 def test_encode(byte_tokenizer):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -127,9 +128,15 @@ def test_what_the_generator_refuses(arguments, word):
         arithmetic.generate(5, **arguments)
 
 
-def test_arithmetic_as_problems(capsys):
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "utils")
+    return caplog
+
+
+def test_arithmetic_as_problems(log):
     train, test = problems.load("arithmetic", limit=40), problems.load("arithmetic", "test", limit=20)
-    assert capsys.readouterr().out.splitlines()[0] == "40 train problems of arithmetic: built-in generator"
+    assert log.messages[0] == "40 train problems of arithmetic: built-in generator"
     assert len(train) == 40 and len(test) == 20 and all(p.source == "arithmetic" for p in train)
     for p in train + test:
         assert p.response.endswith(f"\\boxed{{{p.answer}}}") and answers.formatted(p.response)
@@ -250,10 +257,10 @@ def test_openr1_keeps_only_what_is_verified_and_complete(put):
     assert {p.response for p in found} == {GOOD} and {p.answer for p in found} == {"5"}
 
 
-def test_openr1_reads_no_further_than_the_limit(put, capsys):
+def test_openr1_reads_no_further_than_the_limit(put, log):
     put(hub.OPENR1, SHARD.format(0), [openr1(f"problem {i}", (GOOD, True, True)) for i in range(20)])
     assert len(problems.load("openr1-math", limit=7)) == 7  # the other files are not there
-    assert capsys.readouterr().out == "7 train problems of openr1-math: mirror, 1 of 10 files\n"
+    assert log.messages == ["7 train problems of openr1-math: mirror, 1 of 10 files"]
     with pytest.raises(hub.NotAvailable, match="openr1-math: .*00001-of-00010.*the built-in arithmetic takes neither"):
         problems.load("openr1-math")
 
@@ -299,7 +306,7 @@ def write(tmp_path, *lines) -> str:
     return str(path)
 
 
-def test_prompt_and_response(tmp_path, capsys):
+def test_prompt_and_response(tmp_path, log):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6?"}]
     rows = [
         {"prompt": "2+3?", "response": "5", "answer": "5", "id": 7},
@@ -320,7 +327,7 @@ def test_prompt_and_response(tmp_path, capsys):
     assert found[4].messages == chat and found[1].source == "own.jsonl, line 3"
     assert problems.load(path, limit=2) == found[:2] and problems.load(path, "test") == found
     assert problems.load(path, template="Q {problem}")[0].messages[0]["content"] == "Q 2+3?"
-    assert "5 train problems of" in capsys.readouterr().out
+    assert "5 train problems of" in log.text
 
 
 OK = {"prompt": "a", "response": "b"}

@@ -1,4 +1,4 @@
-"""From problems to rows: what a model is shown, which tokens are graded, and that packing changes neither."""
+"""From problems to rows: what a model is shown, which tokens are in the loss, and that packing changes neither."""
 
 import logging
 
@@ -11,8 +11,8 @@ from tests.helpers import checkpoints, real
 from utils import CourseError, lora
 from utils.commands import finetune
 from utils.data import sft
-from utils.hf import hub
 from utils.data.problems import Problem
+from utils.hf import hub
 
 FOLDER = checkpoints.folder_of("qwen2-untied")
 
@@ -37,8 +37,8 @@ def examples(tok):
     return sft.tokenise(PROBLEMS, tok)
 
 
-def graded(rows: dict, tok) -> list[str]:
-    """The text of the graded targets of each example, by rows and segments."""
+def scored(rows: dict, tok) -> list[str]:
+    """The text of each example's targets that are in the loss, by rows and segments."""
     found = []
     for targets, segments, weights in zip(rows["targets"], rows["segment_ids"], rows["loss_mask"]):
         for example in range(1, segments.max() + 1):
@@ -47,10 +47,10 @@ def graded(rows: dict, tok) -> list[str]:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_answer_and_its_end_are_graded_and_nothing_else(tok, examples, packing):
+def test_the_completion_and_its_end_are_in_the_loss_and_nothing_else(tok, examples, packing):
     rows = sft.to_rows(sft.within(examples, 128), 128, packing=packing)
     wanted = [p.response + "<|eos|>" for p in PROBLEMS]
-    assert sorted(graded(rows, tok)) == sorted(wanted)
+    assert sorted(scored(rows, tok)) == sorted(wanted)
     assert (len(rows["inputs"]) == len(PROBLEMS)) == (not packing)
     everything = sft.to_rows(sft.within(examples, 128), 128, packing=packing, completion_only=False)
     assert (everything["loss_mask"] == (everything["segment_ids"] > 0)).all()
@@ -92,7 +92,7 @@ def test_packed_equals_padded_for_every_example(examples):
 
 def test_a_gradient_is_the_same_packed_and_padded(examples):
     kept, found = sft.within(examples, 128), []
-    loss = finetune.loss_fn(loss_chunk_size=32)
+    loss = finetune.loss_fn(chunk_size=32)
     for packing in (True, False):
         model = checkpoints.model("qwen2-untied")
         lora.inject(model, rank=2, target_modules=("q_proj", "down_proj"), rngs=nnx.Rngs(0))
@@ -112,13 +112,13 @@ def test_a_cut_answer_has_no_end_and_long_examples_are_counted(tok, caplog):
     examples = sft.tokenise([PROBLEMS[0], long, problem("What? " * 60)], tok)
     with caplog.at_level(logging.INFO):
         kept = sft.within(examples, 64, cut=True)
-    assert "2 of 3 examples are longer than the window of 64 tokens: 1 cut, 1 skipped" in caplog.text
+    assert "2 of 3 examples are longer than 64 tokens: 1 cut, 1 skipped" in caplog.text
     assert [ids[-1] == tok.eos_token_id for ids, _ in map(kept.example, range(2))] == [True, False]
     assert kept.lengths.max() == 65
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert len(sft.within(examples, 64)) == 1
-    assert "2 of 3 examples are longer than the window of 64 tokens: skipped" in caplog.text
+    assert "2 of 3 examples are longer than 64 tokens: skipped" in caplog.text
 
 
 def test_what_fits_is_counted(examples):
@@ -146,7 +146,8 @@ def test_a_base_model_is_asked_without_a_chat(tok):
 
 def test_the_cache_knows_everything_that_it_depends_on(tok, tmp_path, monkeypatch):
     first = sft.tokenise(PROBLEMS, tok, cache=tmp_path)
-    (file,) = (tmp_path / "tokens").iterdir()
+    (folder,) = (tmp_path / "tokens").iterdir()
+    (file,) = folder.iterdir()
     monkeypatch.setattr(type(tok), "encode", lambda *_, **__: 1 / 0)  # nobody tokenises again
     again = sft.tokenise(PROBLEMS, tok, cache=tmp_path)
     assert all(np.array_equal(a, b) for a, b in zip(vars(first).values(), vars(again).values()))
@@ -192,9 +193,9 @@ def test_two_processes_read_their_own_halves_of_the_same_batches(examples, monke
     ("call", "words"),
     [
         (lambda tok, e: sft.tokenise([], tok), "expected at least one, found none"),
-        (lambda tok, e: sft.within(e, 1), "window: expected at least 2 tokens, found 1"),
-        (lambda tok, e: sft.within(e, 5), "window: 5 tokens are too few: the shortest of 12 examples has"),
-        (lambda tok, e: sft.batches(sft.to_rows(sft.within(e, 128), 128), 99), "batch: expected at most .* found 99"),
+        (lambda tok, e: sft.within(e, 1), "max_seq_length: expected at least 2 tokens, found 1"),
+        (lambda tok, e: sft.within(e, 5), "max_seq_length: 5 tokens are too few: the shortest of 12 examples has"),
+        (lambda tok, e: sft.batches(sft.to_rows(sft.within(e, 128), 128), 99), "batch_size: expected at most .* found 99"),
     ],
 )
 def test_bad_input_is_one_line(tok, examples, call, words):

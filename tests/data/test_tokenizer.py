@@ -119,3 +119,9 @@ def test_a_missing_file_is_one_clear_error(tmp_path):
 def test_a_vocabulary_without_room_for_the_bytes_is_an_error():
     with pytest.raises(CourseError, match="expected at least 257"):
         tokenizer.train_bpe(["x"], 256)
+
+
+def test_an_unknown_name_is_one_clear_error():
+    with pytest.raises(CourseError, match="expected stories2048 or gpt2, found 'gpt5': .*hf.hub.tokenizer") as error:
+        tokenizer.get("gpt5")
+    assert "\n" not in str(error.value)

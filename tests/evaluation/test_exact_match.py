@@ -1,4 +1,4 @@
-"""Answers to problems: asked as in training, in any batch, judged alike, base against adapter, and from the command line."""
+"""Answers to problems: asked as in training, in any batch, judged alike; base against adapter; the command line."""
 
 import json
 
@@ -8,10 +8,10 @@ import pytest
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import folder_of
 from utils import CourseError, generate, lora
-from utils.evaluation import exact_match
-from utils.hf import chat, peft
 from utils.__main__ import main
 from utils.data.problems import Problem
+from utils.evaluation import exact_match
+from utils.hf import chat, peft
 
 MODEL = str(folder_of("qwen2-untied"))
 
@@ -47,7 +47,7 @@ def saying(monkeypatch):
     def replace(answer):
         def made(model, tok, prompts, max_new_tokens=None, **options):
             sizes.append(len(prompts))
-            return [answer(prompt) for prompt in prompts]
+            return [generate.Completion(answer(prompt), [], "stop") for prompt in prompts]
 
         monkeypatch.setattr(generate, "generate", made)
         return sizes
@@ -66,10 +66,12 @@ def asked(chat_template: bool, tok) -> list[str]:
 
 def test_what_the_model_says_is_what_generate_says(tok):
     model, prompts = checkpoints.model("qwen2-untied"), asked(False, tok)
-    texts = dict(zip(prompts, generate.generate(model, tok, prompts, 8, temperature=0)))
-    assert len(set(texts.values())) > 1
+    completions = dict(zip(prompts, generate.generate(model, tok, prompts, 8, temperature=0)))
+    assert len({completion.text for completion in completions.values()}) > 1
     for one in (model, generate.prepare(model)):
-        assert run(one, tok).texts == [texts[text] for text in TEXTS]
+        result = run(one, tok)
+        assert result.completions == [completions[text] for text in TEXTS]
+        assert result.texts == [completion.text for completion in result.completions]
 
 
 @pytest.mark.parametrize("chat_template", [True, False])
@@ -95,7 +97,7 @@ def test_each_answer_is_judged_with_its_own_problem(tok, saying):
     result = run(checkpoints.model("qwen2-untied"), tok, problems, batch_size=4)
     assert result.correct.tolist() == [True, True, True, False, True]
     assert result.formatted.tolist() == [True, False, True, False, True]
-    assert result.found == ["1", "4", "7", "4", "3"] and result.wanted == ["1", "4", "7", "2", "3"]
+    assert result.answers == ["1", "4", "7", "4", "3"] and result.references == ["1", "4", "7", "2", "3"]
     assert sizes == [3, 3]  # two batches of one size rather than 4 and 1
     found = result.summary()
     assert (found["problems"], found["exact_match"], found["format_rate"]) == (5, 0.8, 0.6)
@@ -116,7 +118,7 @@ def test_equivalent_answers_count(tok, saying):
 def test_progress_is_shown(tok, saying, capsys):
     saying(lambda prompt: "5")
     exact_match.evaluate(checkpoints.model("qwen2-untied"), tok, ASKED)
-    assert "5/5" in capsys.readouterr().out
+    assert "5/5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -149,10 +151,10 @@ def test_base_and_adapter_on_the_same_problems(tok):
     assert run(model, tok).texts == both.adapter.texts  # switched on again
 
 
-def outcome(correct: str, formatted: str | None = None, wanted: str = "5") -> exact_match.ExactMatch:
+def outcome(correct: str, formatted: str | None = None, reference: str = "5") -> exact_match.ExactMatch:
     right, form = (np.array([c == "1" for c in text]) for text in (correct, formatted or correct))
-    n = len(correct)
-    return exact_match.ExactMatch([""] * n, [None] * n, [wanted] * n, right, form)
+    n, empty = len(correct), generate.Completion("", [], "stop")
+    return exact_match.ExactMatch([empty] * n, [None] * n, [reference] * n, right, form)
 
 
 def test_the_difference():
@@ -164,7 +166,7 @@ def test_the_difference():
     assert found["base"]["exact_match"] == 0.5 and found["adapter"]["exact_match"] == 0.75
 
 
-@pytest.mark.parametrize("other", [outcome("11"), outcome("110", wanted="6")])
+@pytest.mark.parametrize("other", [outcome("11"), outcome("110", reference="6")])
 def test_answers_to_different_problems_are_not_compared(other):
     with pytest.raises(CourseError, match="paired: expected answers to the same problems"):
         exact_match.paired(outcome("101"), other)
@@ -215,7 +217,8 @@ def test_base_against_adapter_as_json_with_all_answers(capsys, data, tok, tmp_pa
     assert [row["base"]["text"] for row in rows] == both.base.texts
     assert [row["adapter"]["text"] for row in rows] == both.adapter.texts
     assert rows[0]["messages"] == ASKED[0].messages and rows[0]["answer"] == "5"
-    assert set(rows[0]["base"]) == {"text", "found", "correct", "formatted"}
+    assert set(rows[0]["base"]) == {"text", "finish_reason", "answer", "correct", "formatted"}
+    assert [row["adapter"]["finish_reason"] for row in rows] == [c.finish_reason for c in both.adapter.completions]
 
 
 def test_a_table_for_people(capsys, data):
@@ -240,7 +243,7 @@ def test_a_template_and_plain_text(capsys, data, tok):
         (["--limit", "0"], "limit"),
         (["--split", "valid"], "split"),
         (["--batch-size", "0"], "batch"),
-        (["--max-new-tokens", "0"], "max-new-tokens"),
+        (["--max-new-tokens", "0"], "max_new_tokens"),
         (["--max-new-tokens", "many"], "max-new-tokens"),
         (["--adapter", "nowhere"], "nowhere"),
         (["--data", "gsm9k"], "gsm9k"),

@@ -13,7 +13,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from utils import CourseError
 from utils.hf import chat
 
-MIRROR = Path(os.environ.get("COURSE_MIRROR") or Path(__file__).resolve().parents[3] / "shared" / "mirror")
+MIRROR = Path(
+    os.environ.get("COURSE_MIRROR") or Path(__file__).resolve().parents[3] / "shared" / "mirror"
+)
 REAL_R1 = MIRROR / "models" / "deepseek-ai" / "DeepSeek-R1-Distill-Qwen-1.5B"
 
 # R1's manners in miniature: bos from the template and from the tokenizer; reasoning dropped from earlier answers.
@@ -42,14 +44,22 @@ def byte_level(adds_bos: bool) -> tokenizers.Tokenizer:
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(token, normalized=False) for token in ("<s>", "</s>")])
-    tok.add_tokens([AddedToken(token, normalized=False) for token in ("<U>", "<A>", "<think>", "</think>")])
+    tok.add_tokens(
+        [AddedToken(token, normalized=False) for token in ("<U>", "<A>", "<think>", "</think>")]
+    )
     if adds_bos:
-        tok.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 256)])
+        tok.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 256)]
+        )
     return tok
 
 
 def files(adds_bos=True, template=R1_LIKE, **changes) -> dict[str, str]:
-    config = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}, "chat_template": template}
+    config = {
+        "bos_token": "<s>",
+        "eos_token": {"content": "</s>", "special": True},
+        "chat_template": template,
+    }
     found = {
         "tokenizer.json": byte_level(adds_bos).to_str(),
         "tokenizer_config.json": json.dumps({k: v for k, v in config.items() if v is not None}),
@@ -129,8 +139,9 @@ def test_a_stream_gives_whole_characters():
     stream, pieces = tok.stream(), []
     for i in tok.encode(text):
         pieces.append(stream.push(i))
-        assert chat.HALF not in pieces[-1] or "\N{REPLACEMENT CHARACTER} " in pieces[-1]
-        assert len(stream._ids) <= 40  # a long answer does not get slower and slower
+        assert "\N{REPLACEMENT CHARACTER}" not in pieces[-1].removesuffix(
+            "\N{REPLACEMENT CHARACTER} "
+        )
     assert "".join(pieces) + stream.flush() == text
     assert stream.push([65, 66]) == tok.decode([65, 66]) and stream.flush() == ""
 
@@ -143,6 +154,23 @@ def test_a_stream_of_a_tokenizer_that_drops_the_first_space():
     ids = [1, 2, 3, 1, 1, 2] * 20
     stream = tiny.stream()
     assert "".join(stream.push(i) for i in ids) + stream.flush() == tiny.decode(ids)
+
+
+def test_a_stream_of_bytes_that_are_no_text_goes_on():
+    """Where a decoder changes the text before an invalid byte, as Llama 2's does, nothing is raised."""
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁a", "b"]
+    model = models.BPE(
+        {word: i for i, word in enumerate(words)}, [], unk_token="<unk>", byte_fallback=True
+    )
+    tok = tokenizers.Tokenizer(model)
+    tok.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tiny = chat.Tokenizer({"tokenizer.json": tok.to_str()}, "bytes")
+    stream = tiny.stream()
+    assert stream.push([30, 218, 39, 236, 175, 152, 257, 258]) + stream.flush()
+    good = [1 + byte for byte in "é日👩".encode()] + [257, 258]
+    assert tiny.stream().push(good) == tiny.decode(good) == "é日👩 ab"
 
 
 # -------------------------------------------------------------------------------------------------------- templates
@@ -158,8 +186,13 @@ def test_training_text_keeps_the_reasoning():
     tok = make()
     talk = [*TALK, {"role": "assistant", "content": "<think>\nhm\n</think>\n6"}]
     text = tok.training_text(talk)
-    assert text == "<s><U>2+2?<A><think>\nAdd.\n</think>\n\n4</s><U>3+3?<A><think>\nhm\n</think>\n6</s>"
-    assert text.startswith(tok.chat(talk[:1]))  # training continues exactly what generation begins with
+    assert (
+        text
+        == "<s><U>2+2?<A><think>\nAdd.\n</think>\n\n4</s><U>3+3?<A><think>\nhm\n</think>\n6</s>"
+    )
+    assert text.startswith(
+        tok.chat(talk[:1])
+    )  # training continues exactly what generation begins with
     assert tok.encode(text)[-1] == tok.eos_token_id
 
 
@@ -198,11 +231,15 @@ def test_helpers_of_templates():
     tok = make(
         template="{{ messages | tojson }} {{ strftime_now('%Y') | length }}{% for m in messages %}{% break %}{% endfor %}"
     )
-    assert tok.chat([{"role": "user", "content": "é<b>"}]) == '[{"role": "user", "content": "é<b>"}] 4'
+    assert (
+        tok.chat([{"role": "user", "content": "é<b>"}]) == '[{"role": "user", "content": "é<b>"}] 4'
+    )
 
 
 def test_save_writes_the_same_files(tmp_path):
-    given_ = files(**{"chat_template.jinja": CHATML, "generation_config.json": '{"eos_token_id": 257}'})
+    given_ = files(
+        **{"chat_template.jinja": CHATML, "generation_config.json": '{"eos_token_id": 257}'}
+    )
     chat.Tokenizer(given_, "x").save(tmp_path / "new")
     written = {path.name: path.read_text() for path in (tmp_path / "new").iterdir()}
     assert written == {name: text for name, text in given_.items() if name != "config.json"}
@@ -213,16 +250,34 @@ def test_save_writes_the_same_files(tmp_path):
 
 FILE_FAULTS = {
     "no tokenizer": ({"tokenizer.json": None}, "expected a tokenizer.json, found none"),
-    "no JSON": ({"tokenizer.json": "{"}, "tokenizer.json: expected a tokenizer, found a damaged file"),
-    "another JSON": ({"tokenizer.json": '{"a": 1}'}, "tokenizer.json: expected a tokenizer, found a damaged file"),
-    "settings cut": ({"tokenizer_config.json": '{"bos_token": '}, "tokenizer_config.json: expected JSON"),
-    "settings a list": ({"tokenizer_config.json": "[]"}, "tokenizer_config.json: expected a JSON object, found a list"),
+    "no JSON": (
+        {"tokenizer.json": "{"},
+        "tokenizer.json: expected a tokenizer, found a damaged file",
+    ),
+    "another JSON": (
+        {"tokenizer.json": '{"a": 1}'},
+        "tokenizer.json: expected a tokenizer, found a damaged file",
+    ),
+    "settings cut": (
+        {"tokenizer_config.json": '{"bos_token": '},
+        "tokenizer_config.json: expected JSON",
+    ),
+    "settings a list": (
+        {"tokenizer_config.json": "[]"},
+        "tokenizer_config.json: expected a JSON object, found a list",
+    ),
     "foreign bos": (
         {"tokenizer_config.json": '{"bos_token": "<bos>"}'},
         "bos_token: expected a token of tokenizer.json",
     ),
-    "bos a number": ({"tokenizer_config.json": '{"bos_token": 1}'}, "bos_token: expected a token as text, found 1"),
-    "eos as text": ({"config.json": '{"eos_token_id": "</s>"}'}, "eos_token_id: expected a token id or a list"),
+    "bos a number": (
+        {"tokenizer_config.json": '{"bos_token": 1}'},
+        "bos_token: expected a token as text, found 1",
+    ),
+    "eos as text": (
+        {"config.json": '{"eos_token_id": "</s>"}'},
+        "eos_token_id: expected a token id or a list",
+    ),
     "config cut": ({"config.json": '{"eos'}, "config.json: expected JSON"),
     "generation cut": ({"generation_config.json": "{{"}, "generation_config.json: expected JSON"),
 }
@@ -250,18 +305,34 @@ def test_an_empty_folder(tmp_path):
 OK = "{{ messages }}"
 CHAT_FAULTS = {
     "no template": (None, TALK, "expected a chat template, found none"),
-    "no default template": ([{"name": "rag", "template": OK}], TALK, "expected a chat template, found none"),
+    "no default template": (
+        [{"name": "rag", "template": OK}],
+        TALK,
+        "expected a chat template, found none",
+    ),
     "broken template": ("{% if %}", TALK, "chat template: expected Jinja"),
-    "refused by the template": ("{{ raise_exception('roles must alternate') }}", TALK, "roles must alternate"),
+    "refused by the template": (
+        "{{ raise_exception('roles must alternate') }}",
+        TALK,
+        "roles must alternate",
+    ),
     "undefined": ("{{ messages[0].foo.bar }}", TALK, "chat template: .* has no attribute"),
     "out of the sandbox": ("{{ ''.__class__.__mro__ }}", TALK, "chat template: .*unsafe"),
-    "changes its input": ("{{ messages.append(1) }}", TALK, "chat template: .*unsafe|chat template: "),
+    "changes its input": (
+        "{{ messages.append(1) }}",
+        TALK,
+        "chat template: .*unsafe|chat template: ",
+    ),
     "fails": ("{{ 1 / 0 }}", TALK, "chat template: division by zero"),
     "no messages": (OK, [], "messages: expected a list"),
     "a text": (OK, "hi", "messages: expected a list"),
     "one message alone": (OK, {"role": "user", "content": "hi"}, "messages: expected a list"),
     "no role": (OK, [{"content": "hi"}], "message 0: expected {role, content}"),
-    "no content": (OK, [{"role": "user"}], r"message 0 \(user\): expected its content as text, found NoneType"),
+    "no content": (
+        OK,
+        [{"role": "user"}],
+        r"message 0 \(user\): expected its content as text, found NoneType",
+    ),
     "content in parts": (
         OK,
         [{"role": "user", "content": [{"text": "hi"}]}],
@@ -298,10 +369,18 @@ def r1() -> chat.Tokenizer:
 
 
 def test_r1(r1):
-    assert (r1.n_vocab, r1.bos_token_id, r1.eos_token_id, r1.stop_ids) == (151_665, 151_646, 151_643, {151_643})
+    assert (r1.n_vocab, r1.bos_token_id, r1.eos_token_id, r1.stop_ids) == (
+        151_665,
+        151_646,
+        151_643,
+        {151_643},
+    )
     prompt = r1.chat(TALK[:1])
     assert prompt == "<｜begin▁of▁sentence｜><｜User｜>2+2?<｜Assistant｜><think>\n"
     assert r1.encode(prompt).count(r1.bos_token_id) == 1 and r1.encode("hi") == [151_646, 6023]
     text = r1.training_text(TALK[:2])
-    assert text == prompt + "Add.\n</think>\n\n4<｜end▁of▁sentence｜>" and r1.encode(text)[-1] == r1.eos_token_id
+    assert (
+        text == prompt + "Add.\n</think>\n\n4<｜end▁of▁sentence｜>"
+        and r1.encode(text)[-1] == r1.eos_token_id
+    )
     assert "Add." not in r1.chat(TALK)

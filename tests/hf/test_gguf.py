@@ -118,10 +118,10 @@ def write(
 def test_values_equal_ggufs_own(tmp_path, arch, kind):
     expected = write(tmp_path / "m.gguf", arch, kind)
     found = gguf.read(tmp_path / "m.gguf")
-    assert set(found.names()) == set(expected)
+    assert set(found.shapes()) == set(expected)
     for name, value in expected.items():
         tensor = found.tensor(name)
-        assert tensor.dtype == np.float32 and tensor.flags.c_contiguous and found.shape(name) == value.shape
+        assert tensor.dtype == np.float32 and tensor.flags.c_contiguous and found.shapes()[name] == value.shape
         np.testing.assert_array_equal(tensor, value, err_msg=name)
 
 
@@ -142,10 +142,10 @@ def test_the_permutation_matters(tmp_path):
     assert not np.array_equal(found.tensor(name), hf_tensors()[name])
 
 
-@pytest.mark.parametrize("tie_word_embeddings", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_settings(tmp_path, arch, tied):
-    write(tmp_path / "m.gguf", arch, tie_word_embeddings=tied)
+    write(tmp_path / "m.gguf", arch, tied=tied)
     config = gguf.read(tmp_path / "m.gguf").config
     expected = {
         "architectures": ["LlamaForCausalLM" if arch == "llama" else "Qwen2ForCausalLM"],
@@ -192,7 +192,7 @@ def test_llama_3s_scaling_is_recognised(tmp_path):
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
-    assert "rope_freqs.weight" not in found.names()
+    assert "rope_freqs.weight" not in found.shapes()
 
 
 # ------------------------------------------------------------------------------------------------------ the tokenizer
@@ -352,7 +352,7 @@ def bad_freqs(path):
 
 def bad_partial_rotation(path):
     write(path, meta={"attention.key_length": 16, "rope.dimension_count": 8})
-    return "rope.dimension_count: expected the head size 16, found 8"
+    return "rope.dimension_count: expected the head dimension 16, found 8"
 
 
 def bad_value_length(path):
@@ -385,7 +385,7 @@ def test_bad_files_end_in_one_line(tmp_path, damage):
     expected = damage(path)
     with pytest.raises(CourseError, match=expected) as error:
         found = gguf.read(path)
-        for name in found.names():
+        for name in found.shapes():
             found.tensor(name)
     assert "\n" not in str(error.value) and str(error.value).startswith("m.gguf: ")
 
@@ -432,7 +432,7 @@ def test_any_cut_and_any_changed_byte_is_met_with_one_line(tmp_path):
         try:
             found = gguf.read(path)
             found.tokenizer_files()
-            [found.tensor(name) for name in found.names()]
+            [found.tensor(name) for name in found.shapes()]
             assert number >= 60, f"a file cut at {len(content)} of {len(whole)} bytes was taken for whole"
         except CourseError as error:
             assert "\n" not in str(error)

@@ -20,10 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import NAMES, folder_of, model, reference, run
-from utils.hf import config as hf_config
 from utils import CourseError, lora, sharding
-from utils.hf import peft, weights
-from utils.transformer import Config
+from utils.hf import config as hf_config
+from utils.hf import hub, peft, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -49,7 +48,7 @@ def test_load_then_save_is_bit_identical(name, shards, tmp_path):
     assert hf_config.read(tmp_path / "out") == hf_config.read(folder_of(name))
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     if shards == "several":
-        index = json.loads((tmp_path / "out" / weights.INDEX).read_text())
+        index = json.loads((tmp_path / "out" / hub.INDEX).read_text())
         assert len(files) > 4 and index["weight_map"].keys() == after.keys()
         assert index["metadata"]["total_size"] == sum(a.nbytes for a in after.values())
         assert max(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors")) < 40_000
@@ -178,7 +177,7 @@ class Seen(np.ndarray):
 
 def watch(log: list):
     """From now on, every slice read from a checkpoint is noted as (tensor, ((start, stop), ...), bytes)."""
-    read = weights.Safetensors.read
+    read = weights.Safetensors.tensor
 
     def noting(self, name):
         array = read(self, name).view(Seen)
@@ -191,7 +190,7 @@ def watch(log: list):
         array.note = note
         return array
 
-    weights.Safetensors.read = noting
+    weights.Safetensors.tensor = noting
 
 
 def on_eight_devices() -> None:
@@ -332,7 +331,7 @@ def poke(name: str, value: float):
 
 def index(change):
     def damage(folder: Path) -> None:
-        path = folder / weights.INDEX
+        path = folder / hub.INDEX
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
@@ -473,14 +472,14 @@ BAD = {
         lambda folder: (folder / "model-00002-of-00004.safetensors").write_bytes(bytes(100)),
         ("model-00002-of-00004.safetensors",),
     ),
-    "an index that is no JSON": ("qwen2-tied-sharded", file(b"{", weights.INDEX), (weights.INDEX,)),
-    "an index without a map": ("qwen2-tied-sharded", file(b"{}", weights.INDEX), (weights.INDEX, "weight_map")),
+    "an index that is no JSON": ("qwen2-tied-sharded", file(b"{", hub.INDEX), (hub.INDEX,)),
+    "an index without a map": ("qwen2-tied-sharded", file(b"{}", hub.INDEX), (hub.INDEX, "weight_map")),
     "an index of numbers": (
         "qwen2-tied-sharded",
         index(lambda c: c.update(weight_map={n: 3 for n in c["weight_map"]})),
         ("3",),
     ),
-    "an index that is a list": ("qwen2-tied-sharded", file(b"[1]", weights.INDEX), (weights.INDEX,)),
+    "an index that is a list": ("qwen2-tied-sharded", file(b"[1]", hub.INDEX), (hub.INDEX,)),
     "an index that names nothing": (
         "qwen2-tied-sharded",
         index(lambda c: c.update(weight_map={})),

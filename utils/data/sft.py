@@ -42,7 +42,7 @@ class Examples:
     """
 
     ids: Int32[np.ndarray, "N"]
-    starts: Int64[np.ndarray, "E+1"]
+    starts: Int64[np.ndarray, "_"]  # E + 1 of them
     prompts: Int32[np.ndarray, "E"]
 
     @classmethod
@@ -100,7 +100,7 @@ def tokenise(
     kept = None if cache is None else cache / "tokens" / key.hexdigest()[:32]
     if kept is not None and kept.exists():
         try:
-            with np.load(kept / "examples.npz", allow_pickle=False) as arrays:
+            with open(kept / "examples.npz", "rb") as file, np.load(file) as arrays:
                 return Examples(**arrays)
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
             shutil.rmtree(kept, ignore_errors=True)  # damaged: tokenised again

