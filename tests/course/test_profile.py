@@ -153,7 +153,7 @@ def test_rows_must_match():
 
 def test_detection_does_not_start_jax():
     # Once jax has a backend, the number of simulated devices can no longer be set.
-    code = "import sys; from utils import profile; profile.current(); assert 'jax' not in sys.modules"
+    code = "import sys; from utils.course import profile; profile.current(); assert 'jax' not in sys.modules"
     environment = {name: value for name, value in os.environ.items() if name != "COURSE_PROFILE"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], env=environment)
 
@@ -188,5 +188,5 @@ print(json.dumps([kept, faults() - before]))
 
 
 def test_where_nothing_can_be_told_nothing_happens(monkeypatch):
-    monkeypatch.setattr(profile.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: object())
     assert cpu.keep_memory() is False
