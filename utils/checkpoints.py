@@ -72,10 +72,8 @@ def atomic_dir(directory: str | Path) -> Iterator[Path]:
             raise
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise CourseError(
-            f"{directory}: could not be written ({error}); what was there before is unchanged: "
-            "make room, or name another folder"
-        ) from error
+        what = f"could not be written ({error}); what was there before is unchanged"
+        raise CourseError(f"{directory}: {what}: make room, or name another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -98,10 +96,8 @@ def save_weights(
     directory = Path(directory)
     present = directory.iterdir() if directory.is_dir() else ()
     if others := sorted(path.name for path in present if path.name not in FILES):
-        raise CourseError(
-            f"{directory}: expected a new folder, or one with a saved model and nothing else, "
-            f"found {others[0]}: name another"
-        )
+        what = f"expected a new folder, or one with a saved model alone, found {others[0]}"
+        raise CourseError(f"{directory}: {what}: name another")
     arrays = {name: array.astype(dtype) for name, array in named_parameters(model).items()}
     texts = {"config.json": dataclasses.asdict(model.config), "provenance.json": provenance}
     with atomic_dir(directory) as temporary:
@@ -201,11 +197,9 @@ class Store:
         needed = 2 * sum(leaf.nbytes for leaf in arrays.values())
         free = shutil.disk_usage(self.directory).free if self.local else needed
         if free < needed:
-            raise CourseError(
-                f"{self.directory}: a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB "
-                "are free: make room and start again, the run continues from step "
-                f"{self.latest or 0}"
-            )
+            what = f"a checkpoint needs {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+            how = f"make room and start again, the run continues from step {self.latest or 0}"
+            raise CourseError(f"{self.directory}: {what}: {how}")
         state = batches.get_state() if hasattr(batches, "get_state") else None
         state = state.decode() if isinstance(state, bytes) else state
         meta = {"fingerprint": self.fingerprint, "batches": state, "history": history}
@@ -215,12 +209,10 @@ class Store:
             self.manager.save(step, args=items)
             self.manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise CourseError(
-                f"{self.directory}: step {step} could not be saved ({reason}); the checkpoint of "
-                f"step {self.latest or 0} is unchanged: make room and start again to continue "
-                "from there"
-            ) from error
+            what = f"step {step} could not be saved ({str(error).splitlines()[0][:200]})"
+            how = "make room and start again to continue from there"
+            kept = f"the checkpoint of step {self.latest or 0} is unchanged"
+            raise CourseError(f"{self.directory}: {what}; {kept}: {how}") from error
 
     def restore(self, carry, batches):
         """(carry, history, step) of the newest checkpoint that is complete and undamaged.
@@ -246,10 +238,8 @@ class Store:
                 logger.warning(f"{where} is damaged ({reason}); trying the one before it")
                 damaged.append(step)
         else:
-            raise CourseError(
-                f"{self.directory}: no checkpoint in it can be read: delete the folder, or name "
-                "another, to start anew"
-            )
+            how = "delete the folder, or name another, to start anew"
+            raise CourseError(f"{self.directory}: no checkpoint in it can be read: {how}")
         for number in damaged:
             aside = self.directory / f"damaged-{number}-{time.time_ns()}"
             (self.directory / str(number)).rename(aside)
@@ -257,30 +247,26 @@ class Store:
             self.manager.reload()
         if (state := meta["batches"]) is not None:
             if not hasattr(batches, "set_state"):
-                raise CourseError(
-                    "batches: expected an iterator with set_state, to continue where the run "
-                    f"stopped, found {type(batches).__name__}: pass packing.batches(...), or "
-                    "another directory"
-                )
+                what = "expected an iterator with set_state, to continue where the run stopped"
+                how = "pass packing.batches(...), or another directory"
+                raise CourseError(f"batches: {what}, found {type(batches).__name__}: {how}")
             batches.set_state(state.encode() if isinstance(batches.get_state(), bytes) else state)
         leaves = [stored[name] for name in arrays]
         return jax.tree.unflatten(jax.tree.structure(carry), leaves), meta["history"], step
 
     def _compare(self, stored: dict) -> None:
-        expected = self.fingerprint
+        expected, again = self.fingerprint, "use the same, or another directory"
         for name in sorted(expected["arrays"].keys() | stored["arrays"].keys()):
             a, b = (side["arrays"].get(name, "nothing") for side in (expected, stored))
             if a != b:
-                raise CourseError(
-                    f"{self.directory}: its checkpoint is from another configuration: {name}: "
-                    f"expected {a}, found {b}: use the same, or another directory"
-                )
+                what = f"its checkpoint is from another configuration: {name}"
+                raise CourseError(f"{self.directory}: {what}: expected {a}, found {b}: {again}")
         for name in ("config", "seed", "steps"):
-            if expected[name] != stored.get(name):
-                raise CourseError(
-                    f"{self.directory}: its checkpoint was made with {name}={stored.get(name)}, "
-                    f"this run has {expected[name]}: use the same, or another directory"
+            if expected[name] != (before := stored.get(name)):
+                what = (
+                    f"its checkpoint was made with {name}={before}, this run has {expected[name]}"
                 )
+                raise CourseError(f"{self.directory}: {what}: {again}")
 
 
 def _digest(arrays: dict[str, Array]) -> str:
@@ -304,9 +290,8 @@ def _lock(directory):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise CourseError(
-            f"{directory}: another run is using this folder: wait for it, stop it, or name another"
-        ) from None
+        what = "another run is using this folder: wait for it, stop it, or name another"
+        raise CourseError(f"{directory}: {what}") from None
     except OSError:  # a network drive that has no locks
         pass
     return file

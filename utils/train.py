@@ -75,12 +75,9 @@ def schedule(peak: float, steps: int, warmup_steps: int = 100, end: float = 0.05
 
 
 def optimizer(
-    learning_rate: float | optax.Schedule,
-    *,
-    weight_decay: float = 0.1,
-    max_grad_norm: float = 1.0,
+    learning_rate: float | optax.Schedule, *, weight_decay: float = 0.1, max_grad_norm: float = 1.0,
     b2: float = 0.98,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformation:  # fmt: skip
     """AdamW on gradients whose global norm is clipped. Matrices decay; norm scales do not."""
 
     def matrices(params):
@@ -164,26 +161,14 @@ def device_put_batch(batch, gradient_accumulation_steps: int = 1, mesh: Mesh | N
 
 
 def fit(
-    model: nnx.Module,
-    batches: Iterator,
-    loss_fn: Callable,
-    tx: optax.GradientTransformation,
-    *,
-    steps: int,
-    wrt: nnx.filterlib.Filter = nnx.Param,
-    seed: int = 0,
-    log_every: int = 50,
-    evaluate: Callable[[nnx.Module], float] | None = None,
-    evaluate_every: int | None = None,
-    directory: str | Path | None = None,
-    save_every: int | None = None,
-    save_seconds: float | None = None,
-    max_seconds: float | None = None,
-    gradient_accumulation_steps: int = 1,
-    mesh: Mesh | None = None,
-    report: Callable[[History], None] | None = None,
-    progress: bool = True,
-) -> History:
+    model: nnx.Module, batches: Iterator, loss_fn: Callable, tx: optax.GradientTransformation, *,
+    steps: int, wrt: nnx.filterlib.Filter = nnx.Param, seed: int = 0, log_every: int = 50,
+    evaluate: Callable[[nnx.Module], float] | None = None, evaluate_every: int | None = None,
+    directory: str | Path | None = None, save_every: int | None = None,
+    save_seconds: float | None = None, max_seconds: float | None = None,
+    gradient_accumulation_steps: int = 1, mesh: Mesh | None = None,
+    report: Callable[[History], None] | None = None, progress: bool = True,
+) -> History:  # fmt: skip
     """Train `model` in place for `steps` steps, or until `max_seconds` of wall clock are over.
 
     `batches` yields dicts of arrays; `loss_fn(model, batch, key)` is a scalar. `evaluate(model)` is

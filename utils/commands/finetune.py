@@ -72,13 +72,11 @@ def run(options: Finetune) -> Result:
     if not options.debug:
         with _lost_process():
             return _run(options)
-    small = dict(
-        limit=10, held_out=2, steps=6, warmup_steps=2, long="cut", log_every=2, save_every=3
-    )
-    small |= dict(max_seq_length=min(options.max_seq_length, 256), max_new_tokens=16)
+    small = dict(limit=10, held_out=2, steps=6, warmup_steps=2, log_every=2, save_every=3)
+    small |= dict(max_seq_length=min(options.max_seq_length, 256), long="cut")
+    small |= dict(evaluate_problems=2, max_new_tokens=16)
     with tempfile.TemporaryDirectory() as folder:
-        small |= dict(output=f"{folder}/run", evaluate_problems=2)
-        result = _run(dataclasses.replace(options, **small))
+        result = _run(dataclasses.replace(options, output=f"{folder}/run", **small))
     logger.info("Debugging: the whole way works; nothing was kept.")
     return dataclasses.replace(result, adapter=None)
 
@@ -88,11 +86,9 @@ def _run(options: Finetune) -> Result:
     _check_folder(folder, options)
     path = hub.model(options.model)
     config = hf_config.read(gguf.read(path).config if path.suffix == ".gguf" else path)
-    if options.max_seq_length > config.max_position_embeddings:
-        raise CourseError(
-            f"max_seq_length: expected at most {config.max_position_embeddings}, the model's "
-            f"max_position_embeddings, found {options.max_seq_length}"
-        )
+    if options.max_seq_length > (most := config.max_position_embeddings):
+        what = f"expected at most {most}, the model's max_position_embeddings"
+        raise CourseError(f"max_seq_length: {what}, found {options.max_seq_length}")
     tok, rows, held_rows, held_out = prepare(options)
     epoch = len(rows["inputs"]) / options.batch_size
     steps = options.steps or max(1, round(options.epochs * epoch))
@@ -114,8 +110,8 @@ def _run(options: Finetune) -> Result:
     trained = kernels.training_layout(model, mesh)
     if first_process:
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(options), indent=1)
-        (folder / "config.json").write_text(text + "\n")
+        settings = json.dumps(dataclasses.asdict(options), indent=1)
+        (folder / "config.json").write_text(settings + "\n")
     history = train.fit(
         trained, batches, loss, tx, steps=steps, wrt=nnx.LoRAParam, seed=options.seed, mesh=mesh,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
@@ -166,9 +162,9 @@ def prepare(options: Finetune):
 
     examples = sft.tokenise(training, tok, options.chat, hub.cache_folder())
     fitting = sft.fitting(examples, (2048, 4096, 8192)).items()
-    shares = ", ".join(f"{count:,} fit {length:,}" for length, count in fitting)
+    fitting = ", ".join(f"{length:,}: {count:,}" for length, count in fitting)
     tokens = int(examples.lengths.sum())
-    logger.info(f"{len(examples):,} examples, {tokens:,} tokens; max_seq_length: {shares}")
+    logger.info(f"{len(examples):,} examples, {tokens:,} tokens; that fit rows of {fitting}")
     rows, held_rows = to_rows(examples), None
     if held_out:
         with contextlib.suppress(CourseError):  # none of them fits: nothing to measure the loss on
@@ -233,18 +229,16 @@ def _mesh(options: Finetune, config):
     """The mesh of all devices, None for a single one. Raises `CourseError` if sizes do not divide."""
     if (devices := jax.device_count()) == 1:
         if (options.fsdp or 1) * options.tp > 1:
-            what = "expected as many devices as fsdp x tp, found 1: leave --fsdp and --tp out here"
-            raise CourseError(f"mesh: {what}")
+            what = "expected as many devices as fsdp x tp, found 1"
+            raise CourseError(f"mesh: {what}: leave --fsdp and --tp out here")
         return None
     fsdp = options.fsdp or max(1, devices // options.tp)
     sharding.check(config, fsdp=fsdp, tp=options.tp)
     mesh = sharding.make_mesh(fsdp=fsdp, tp=options.tp)
     rows = options.batch_size // options.gradient_accumulation_steps
     if rows % fsdp:
-        raise CourseError(
-            f"batch_size: {rows} rows at a time do not divide over fsdp={fsdp}: choose a multiple, or "
-            "fewer gradient_accumulation_steps"
-        )
+        what = f"{rows} rows at a time do not divide over fsdp={fsdp}"
+        raise CourseError(f"batch_size: {what}: choose a multiple, or fewer accumulation steps")
     return mesh
 
 
@@ -262,17 +256,14 @@ def keep_memory() -> None:
 
 def _join(options: Finetune) -> None:
     if (options.processes is None) != (options.process is None):
-        raise CourseError(
-            "processes, process: expected both or neither, found one: say how many there are, and which "
-            "this is"
-        )
+        what = "expected both or neither, found one"
+        raise CourseError(f"processes, process: {what}: say how many there are, and which this is")
     try:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise CourseError(
-            f"distributed: {reason}: give --coordinator, --processes and --process on each host"
-        ) from error
+        what = str(error).splitlines()[0][:200]
+        flags = "give --coordinator, --processes and --process on each host"
+        raise CourseError(f"distributed: {what}: {flags}") from error
 
 
 @contextlib.contextmanager
@@ -285,11 +276,9 @@ def _lost_process():
     except RuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0][:150]
-        raise CourseError(
-            f"distributed: another process was lost ({reason}): start all of them again, the run "
-            "continues from its last checkpoint"
-        ) from error
+        what = f"another process was lost ({str(error).splitlines()[0][:150]})"
+        again = "start all of them again, the run continues from its last checkpoint"
+        raise CourseError(f"distributed: {what}: {again}") from error
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -303,8 +292,9 @@ def _check_folder(folder, options: Finetune) -> None:
         raise CourseError(f"output: expected a folder, found the file {folder}: name another")
     if not (folder / "config.json").exists():
         if others := sorted(path.name for path in folder.iterdir()):
-            what = f"holds {others[0]} and is no run's folder"
-            raise CourseError(f"output: {folder} {what}: name another")
+            raise CourseError(
+                f"output: {folder} holds {others[0]} and is no run's folder: name another"
+            )
         return
     try:
         stored = json.loads((folder / "config.json").read_text())
@@ -315,10 +305,9 @@ def _check_folder(folder, options: Finetune) -> None:
         raise CourseError(f"{folder}/config.json: {what}: name another folder") from None
     if differing:
         name = differing[0]
-        raise CourseError(
-            f"output: {folder} holds a run with {name}={stored[name]}, this one has {given[name]}: "
-            "continue it with the same, or name another folder"
-        )
+        what = f"holds a run with {name}={stored[name]}, this one has {given[name]}"
+        same = "continue it with the same, or name another folder"
+        raise CourseError(f"output: {folder} {what}: {same}")
 
 
 def write_metrics(path, history: train.History) -> None:

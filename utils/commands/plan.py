@@ -127,11 +127,9 @@ def run(chosen: options.Plan) -> Plan | None:
         if status := _in_tpu_environment(chosen):
             raise SystemExit(status)
         return None
-    jax.config.update(
-        "jax_platforms", "cpu"
-    )  # on a TPU's own machine: plan without taking the chips
-    sizes = vars(chosen).copy()
-    del sizes["model"], sizes["json"]
+    # On a TPU's own machine: plan without taking the chips.
+    jax.config.update("jax_platforms", "cpu")
+    sizes = {name: value for name, value in vars(chosen).items() if name not in ("model", "json")}
     return compile_for(sizes.pop("topology"), config, **sizes)
 
 
@@ -153,20 +151,11 @@ def _in_tpu_environment(chosen: options.Plan) -> int:
 
 
 def compile_for(
-    topology: str,
-    config: Config,
-    *,
-    batch_size: int,
-    seq_len: int,
-    rank: int = 16,
-    target_modules: tuple[str, ...] = lora.ALL_LINEAR,
-    fsdp: int | None = None,
-    tp: int = 1,
-    gradient_accumulation_steps: int = 1,
-    gradient_checkpointing: bool = True,
-    dtype="bfloat16",
+    topology: str, config: Config, *, batch_size: int, seq_len: int, rank: int = 16,
+    target_modules: tuple[str, ...] = lora.ALL_LINEAR, fsdp: int | None = None, tp: int = 1,
+    gradient_accumulation_steps: int = 1, gradient_checkpointing: bool = True, dtype="bfloat16",
     loss_chunk_size: int = 1024,
-) -> Plan:
+) -> Plan:  # fmt: skip
     """Compile `finetune`'s step for a slice (v5e-8) or topology (v5e:2x4). Nothing is allocated.
 
     `batch_size` is an update's, on all chips and in all accumulation steps together; `fsdp` is by
@@ -174,21 +163,19 @@ def compile_for(
     divide, or where there is no libtpu.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise CourseError(
-            "plan: needs libtpu, the TPU's compiler (a wheel for Linux on x86-64), found none in this "
-            "environment: run `make install-tpu` and then .venv-tpu/bin/python"
-        )
-    sizes = dict(batch_size=batch_size, seq_len=seq_len, rank=rank, loss_chunk_size=loss_chunk_size)
-    sizes |= dict(gradient_accumulation_steps=gradient_accumulation_steps, tp=tp)
-    sizes |= {} if fsdp is None else dict(fsdp=fsdp)
-    for name, value in sizes.items():
+        what = "the TPU's compiler (a wheel for Linux on x86-64), found none in this environment"
+        how = "run `make install-tpu` and then .venv-tpu/bin/python"
+        raise CourseError(f"plan: needs libtpu, {what}: {how}")
+    steps = gradient_accumulation_steps
+    sizes = dict(batch_size=batch_size, seq_len=seq_len, loss_chunk_size=loss_chunk_size)
+    whole = sizes | dict(rank=rank, gradient_accumulation_steps=steps, tp=tp)
+    for name, value in (whole | ({} if fsdp is None else dict(fsdp=fsdp))).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
-    if seq_len > config.max_position_embeddings:
-        raise CourseError(
-            f"seq_len: expected at most {config.max_position_embeddings}, the model's "
-            f"max_position_embeddings, found {seq_len}"
-        )
+    if seq_len > (most := config.max_position_embeddings):
+        what = f"expected at most {most}, the model's max_position_embeddings"
+        raise CourseError(f"seq_len: {what}, found {seq_len}")
+    sizes |= dict(accumulation_steps=steps, gradient_checkpointing=gradient_checkpointing)
     with _captured_stderr() as messages:
         devices = _devices(topology)
         fsdp = fsdp or max(1, len(devices) // tp)
@@ -196,42 +183,34 @@ def compile_for(
         if fsdp * tp != len(devices):
             expected = f"expected fsdp x tp = {len(devices)} ({topology})"
             raise CourseError(f"mesh: {expected}, found {fsdp} x {tp}")
-        steps = gradient_accumulation_steps
         if batch_size % (steps * fsdp):
             parts = f"fsdp={fsdp}" + f" in {steps} accumulation steps" * (steps > 1)
-            raise CourseError(
-                f"batch_size: {batch_size} rows do not divide over {parts}: choose a multiple of "
-                f"{steps * fsdp}"
-            )
+            what = f"{batch_size} rows do not divide over {parts}"
+            raise CourseError(f"batch_size: {what}: choose a multiple of {steps * fsdp}")
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp, devices=devices)
         lowered, weights, arguments, adapter = _lowered(
-            mesh, config, batch_size, seq_len, rank, target_modules, steps, gradient_checkpointing,
-            dtype, loss_chunk_size,
-        )  # fmt: skip
+            mesh, config, rank, target_modules, dtype, **sizes
+        )
         started, text = time.perf_counter(), ""
         try:
             compiled = lowered.compile()
             text, m = compiled.as_text(), compiled.memory_analysis()
-            temporaries = m.temp_size_in_bytes
-            arguments = m.argument_size_in_bytes
+            arguments, temporaries = m.argument_size_in_bytes, m.temp_size_in_bytes
             outputs = m.output_size_in_bytes - m.alias_size_in_bytes
         except jax.errors.JaxRuntimeError as error:
             # "Used 20.1G of 15.75G hbm", or of "HLO temporaries (382.11G)" alone
             used = re.search(r"(Used |temporaries \()([\d.]+)([KMGT])\b", str(error))
             if used is None:
-                reason = " ".join(str(error).split())[:200]
-                what = f"the compiler refused the program ({reason}): try other sizes"
-                raise CourseError(f"plan: {what}") from error
+                what = f"the compiler refused the program ({' '.join(str(error).split())[:200]})"
+                raise CourseError(f"plan: {what}: try other sizes") from error
             size = int(float(used[2]) * 1024 ** ("KMGT".index(used[3]) + 1))
             temporaries, outputs = size - arguments * (used[1] == "Used "), 0
         seconds = time.perf_counter() - started
     memory = dict(arguments=arguments, temporaries=temporaries, outputs=outputs)
     memory["peak"] = sum(memory.values())
     chip = CHIPS[topology.split(":")[0].split("-")[0]]
-    flops = step_flops(
-        config, batch_size=batch_size, seq_len=seq_len, adapter=adapter,
-        gradient_checkpointing=gradient_checkpointing,
-    )  # fmt: skip
+    counted = dict(batch_size=batch_size, seq_len=seq_len, adapter=adapter)
+    flops = step_flops(config, **counted, gradient_checkpointing=gradient_checkpointing)
     return Plan(
         SLICES.get(topology, topology), fsdp, tp, batch_size, seq_len,
         fits=bool(text) and memory["peak"] <= chip.memory,
@@ -239,10 +218,7 @@ def compile_for(
         weights_per_chip=weights,
         memory_per_chip=chip.memory,
         flops=flops,
-        **_bound(
-            chip, config, flops, batch_size, seq_len, fsdp, tp, steps, gradient_checkpointing,
-            loss_chunk_size,
-        ),
+        **_bound(chip, config, flops, fsdp, tp, **sizes),
         collectives=hlo.collectives(text),
         rematerialised=messages[0].lower().count("involuntary full rematerialization"),
         compile_seconds=seconds,
@@ -272,8 +248,8 @@ def _devices(topology: str) -> list:
 
 
 def _lowered(
-    mesh, config, batch_size, seq_len, rank, target_modules, accumulation_steps,
-    gradient_checkpointing, dtype, loss_chunk_size,
+    mesh, config, rank, target_modules, dtype, *, batch_size, seq_len, accumulation_steps,
+    gradient_checkpointing, loss_chunk_size,
 ):  # fmt: skip
     """(lowered step, bytes on a chip of the base and of all arguments, parameters of the adapter)."""
 
@@ -393,17 +369,9 @@ def step_flops(
 
 
 def estimate(
-    config: Config,
-    *,
-    batch_size: int,
-    seq_len: int,
-    rank: int = 16,
-    fsdp: int = 1,
-    tp: int = 1,
-    gradient_checkpointing: bool = True,
-    loss_chunk_size: int = 1024,
-    chip: str = "",
-) -> dict[str, int]:
+    config: Config, *, batch_size: int, seq_len: int, rank: int = 16, fsdp: int = 1, tp: int = 1,
+    gradient_checkpointing: bool = True, loss_chunk_size: int = 1024, chip: str = "",
+) -> dict[str, int]:  # fmt: skip
     """Bytes on each chip during `finetune`'s step on a bfloat16 base, by purpose, without a compiler.
 
     "weights", "adapter" (Adam's two moments with it), "saved" (what the layers keep for the backward
@@ -456,7 +424,7 @@ def estimate(
 
 
 def _bound(
-    chip: Chip, config, flops, batch_size, seq_len, fsdp, tp, accumulation_steps,
+    chip: Chip, config, flops, fsdp, tp, *, batch_size, seq_len, accumulation_steps,
     gradient_checkpointing, loss_chunk_size,
 ) -> dict:  # fmt: skip
     """`seconds` and `assumptions` of a plan: the roofline (Williams et al. 2009) of the whole step."""
