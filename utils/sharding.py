@@ -49,14 +49,9 @@ class Rules:
         *_, module, leaf = ["", "", *(part for part in path.split(".") if part != "base")]
         for names, rule in ((COLUMN, self.column), (ROW, self.row), (TABLE, self.table)):
             if module in names:
-                out, inside = rule
-                last = {
-                    "weight": (out, inside),
-                    "bias": (out,),
-                    "lora_A": (None, inside),
-                    "lora_B": (out, None),
-                }
-                spec = last.get(leaf, ())
+                out, inputs = rule
+                last = {"weight": (out, inputs), "lora_A": (None, inputs), "lora_B": (out, None)}
+                spec = (last | {"bias": (out,)}).get(leaf, ())
                 return P(*[None] * (ndim - len(spec)), *spec)
         return P()
 
@@ -67,13 +62,9 @@ class Rules:
 
         Where `num_key_value_heads` does not divide over tp, k and v are replicated along tp.
         """
-        kv_heads = num_key_value_heads
-        spec = self.spec(path, len(shape))
-        if (
-            kv_heads
-            and kv_heads % mesh.shape["tp"]
-            and any(f".{name}." in f".{path}" for name in ("k_proj", "v_proj"))
-        ):
+        spec, kv_heads = self.spec(path, len(shape)), num_key_value_heads
+        of_kv = any(f".{name}." in f".{path}" for name in ("k_proj", "v_proj"))
+        if of_kv and kv_heads and kv_heads % mesh.shape["tp"]:
             spec = _without(spec, "tp")
         for size, axis in zip(shape, spec):
             count = mesh.shape[axis] if axis is not None else 1
@@ -216,10 +207,9 @@ def constrain(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = [
-        axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in zip(x.shape, axes)
-    ]
-    return jax.lax.with_sharding_constraint(x, P(*spec))
+    divides = (axis and size % mesh.shape[axis] == 0 for size, axis in zip(x.shape, axes))
+    spec = P(*(axis if fits else None for axis, fits in zip(axes, divides)))
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def all_gather(params: Any, config=None, prefix: str = "") -> Any:
@@ -231,10 +221,9 @@ def all_gather(params: Any, config=None, prefix: str = "") -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return params
-    specs = jax.tree.map(
-        lambda s: _without(s.spec, "fsdp"), shardings(params, mesh, config, prefix=prefix)
-    )
-    return jax.tree.map(jax.lax.with_sharding_constraint, params, specs)
+    split = shardings(params, mesh, config, prefix=prefix)
+    gathered = jax.tree.map(lambda sharding: _without(sharding.spec, "fsdp"), split)
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, gathered)
 
 
 # ------------------------------------------------------------------------------------------------------- what lies where
@@ -261,18 +250,15 @@ class Report:
         return sum(sum(kinds.values()) for kinds in self.devices.values())
 
     def __str__(self) -> str:
-        kinds = sorted(
-            {kind for sizes in self.devices.values() for kind in sizes},
-            key="base adapter optimiser".find,
-        )
+        used = {kind for sizes in self.devices.values() for kind in sizes}
+        kinds = [kind for kind in ("base", "adapter", "optimiser") if kind in used]
         rows = [["device", *(f"{kind} MB" for kind in kinds), "sum MB"]]
         for device, sizes in self.devices.items():
             columns = [*(sizes.get(kind, 0) for kind in kinds), sum(sizes.values())]
             rows.append([device, *(f"{size / 1e6:,.3f}" for size in columns)])
         widths = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows
-        )
+        lines = ([cell.rjust(width) for cell, width in zip(row, widths)] for row in rows)
+        return "\n".join(map("  ".join, lines))
 
 
 def report(model: nnx.Module, opt_state: Any = None) -> Report:
