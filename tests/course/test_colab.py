@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -44,9 +45,9 @@ def kernel(request, tmp_path_factory, wheels):
         check=True,
     ).stdout.strip()
     shutil.copytree(os.path.dirname(packaging.__file__), os.path.join(site, "packaging"))
-    (tmp_path / "utils").mkdir()
-    for name in ("__init__.py", "hosted.py"):
-        shutil.copy(ROOT / "utils" / name, tmp_path / "utils")
+    (tmp_path / "utils" / "course").mkdir(parents=True)
+    for name in ("__init__.py", "course/__init__.py", "course/colab.py"):
+        shutil.copy(ROOT / "utils" / name, tmp_path / "utils" / name)
 
     def run(jax, needs, before=""):
         for name in os.listdir(site):  # what the test before this one left
@@ -60,8 +61,9 @@ def kernel(request, tmp_path_factory, wheels):
                 f.write("pip\n")
         (tmp_path / "needs.txt").write_text(needs)
         code = (
-            f"{before}\nfrom pathlib import Path\nfrom utils import hosted\nhosted.install_missing(Path('needs.txt'))\n"
-            "print({k: v for k, v in hosted.installed().items() if k in ('jax', 'helper', 'greedy')})"
+            f"{before}\nfrom pathlib import Path\nfrom utils.course import colab\n"
+            "colab.install_missing(Path('needs.txt'))\n"
+            "print({k: v for k, v in colab.installed().items() if k in ('jax', 'helper', 'greedy')})"
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHONPATH"))}
         env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}

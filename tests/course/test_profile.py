@@ -1,9 +1,7 @@
 """The hardware dial: set by hand, or found by the accelerators' memory without starting jax."""
 
 import importlib.util
-import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +10,6 @@ import pytest
 
 from utils import CourseError
 from utils.course import profile
-from utils.kernels import cpu
 
 SIZES = {name: {"steps": 10 * (i + 1), "rate": 3e-4} for i, name in enumerate(profile.PROFILES)}
 
@@ -48,6 +45,7 @@ def test_set_by_hand(monkeypatch, capsys, name):
     monkeypatch.setenv("COURSE_PROFILE", name)
     size = profile.choose(SIZES)
     assert profile.current() == name and size.steps == SIZES[name]["steps"] and size.rate == 3e-4
+    assert profile.small() == (name in ("smoke", "cpu"))
     out = capsys.readouterr().out
     assert out == f"profile {name} (set by COURSE_PROFILE): steps {size.steps}, rate 0.0003\n"
 
@@ -156,37 +154,3 @@ def test_detection_does_not_start_jax():
     code = "import sys; from utils.course import profile; profile.current(); assert 'jax' not in sys.modules"
     environment = {name: value for name, value in os.environ.items() if name != "COURSE_PROFILE"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], env=environment)
-
-
-@pytest.mark.serial
-@pytest.mark.parametrize("size", [100_000_000, 2_200_000_000])
-def test_kept_memory_is_not_given_back(size):
-    """Without it, each round would touch fresh pages, 25,000 for 100 MB; above 2 GB too. glibc alone can be told."""
-    code = """
-import json, resource, sys
-from utils.kernels import cpu
-kept = sys.argv[1] == "keep" and cpu.keep_memory()
-import numpy as np
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-size = int(sys.argv[2])
-for _ in range(2):
-    np.ones(size, np.uint8)
-before = faults()
-for _ in range(3):
-    np.ones(size, np.uint8)
-print(json.dumps([kept, faults() - before]))
-"""
-    env = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-
-    def run(how: str) -> list:
-        command = [sys.executable, "-c", code, how, str(size)]
-        return json.loads(subprocess.check_output(command, text=True, cwd=Path(__file__).parents[2], env=env))
-
-    (kept, faults), (_, usual) = run("keep"), run("as usual")
-    assert kept == (platform.libc_ver()[0] == "glibc")
-    assert faults < 1000 < usual if kept else faults > usual / 2
-
-
-def test_where_nothing_can_be_told_nothing_happens(monkeypatch):
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda name: object())
-    assert cpu.keep_memory() is False

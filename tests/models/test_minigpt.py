@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from utils import CourseError, checkpoints, minigpt
+from utils import CourseError, checkpoints
 from utils.course import pretrained
 
 
@@ -110,7 +110,7 @@ def cut(path, share=0.5):
         (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"), "config.json: not the configuration"),
         (lambda d: (d / "config.json").write_text("[1, 2]"), "config.json: not the configuration"),
         (lambda d: (d / "config.json").write_text('{"n_embd": 768}'), "config.json: not the configuration"),
-        (lambda d: (d / "config.json").write_text('{"width": 0}'), "config.json: width: expected"),
+        (lambda d: (d / "config.json").write_text('{"hidden_size": 0}'), "config.json: hidden_size: expected"),
         (lambda d: rewrite(d, hidden_size=32), r"embed_positions.embedding: expected \(32, 32\), found \(32, 16\)"),
         (lambda d: rewrite(d, num_hidden_layers=3), r"layers.*: expected \(3, 16\), found \(2, 16\)"),
         (lambda d: shutil.rmtree(d), "config.json: not found"),
