@@ -21,7 +21,10 @@ class LayerCache(NamedTuple):
     v: Float[Array, "B K S H"]
 
     def update(
-        self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], positions: Int[ArrayLike, "B T"]
+        self,
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        positions: Int[ArrayLike, "B T"],
     ) -> "LayerCache":
         """The cache with new keys and values written to their positions, each row to its own."""
         return LayerCache(
@@ -55,5 +58,7 @@ KVCache = list[LayerCache]
 def new_cache(config, batch_size: int, cache_length: int, dtype) -> KVCache:
     """An empty cache for `batch_size` rows of `cache_length` tokens; `generate.cache_bytes` says how large it is."""
     B, K, H, S = batch_size, config.num_key_value_heads, config.head_dim, cache_length
-    k, v = jnp.zeros((B, K, H, S), dtype), jnp.zeros((B, K, S, H), dtype)
-    return [LayerCache(k, v) for _ in range(config.num_hidden_layers)]
+    shapes = (B, K, H, S), (B, K, S, H)
+    # Arrays of its own for each layer: one array cannot be donated twice.
+    layers = range(config.num_hidden_layers)
+    return [LayerCache(*(jnp.zeros(shape, dtype) for shape in shapes)) for _ in layers]

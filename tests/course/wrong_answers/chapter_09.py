@@ -5,29 +5,29 @@ WRONG = {
         (
             "keys-without-values",
             """
-def kv_bytes(config, batch, tokens, itemsize):
-    return config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch * tokens * itemsize
+def kv_bytes(config, batch_size, tokens, itemsize):
+    return config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch_size * tokens * itemsize
 """,
         ),
         (
             "query-heads",
             """
-def kv_bytes(config, batch, tokens, itemsize):
-    return 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * batch * tokens * itemsize
+def kv_bytes(config, batch_size, tokens, itemsize):
+    return 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * batch_size * tokens * itemsize
 """,
         ),
         (
             "model-width",
             """
-def kv_bytes(config, batch, tokens, itemsize):
-    return 2 * config.num_hidden_layers * config.hidden_size * batch * tokens * itemsize
+def kv_bytes(config, batch_size, tokens, itemsize):
+    return 2 * config.num_hidden_layers * config.hidden_size * batch_size * tokens * itemsize
 """,
         ),
         (
             "numbers-not-bytes",
             """
-def kv_bytes(config, batch, tokens, itemsize):
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch * tokens
+def kv_bytes(config, batch_size, tokens, itemsize):
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch_size * tokens
 """,
         ),
     ],
@@ -35,29 +35,29 @@ def kv_bytes(config, batch, tokens, itemsize):
         (
             "cache-left-out",
             """
-def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
-    return batch * bandwidth / read_bytes
+def tokens_per_second(read_bytes, cache_bytes, batch_size, bandwidth):
+    return batch_size * bandwidth / read_bytes
 """,
         ),
         (
             "cache-once",
             """
-def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
-    return batch * bandwidth / (read_bytes + cache_bytes)
+def tokens_per_second(read_bytes, cache_bytes, batch_size, bandwidth):
+    return batch_size * bandwidth / (read_bytes + cache_bytes)
 """,
         ),
         (
             "weights-for-each-row",
             """
-def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
-    return batch * bandwidth / (batch * (read_bytes + cache_bytes))
+def tokens_per_second(read_bytes, cache_bytes, batch_size, bandwidth):
+    return batch_size * bandwidth / (batch_size * (read_bytes + cache_bytes))
 """,
         ),
         (
             "steps-not-tokens",
             """
-def tokens_per_second(read_bytes, cache_bytes, batch, bandwidth):
-    return bandwidth / (read_bytes + batch * cache_bytes)
+def tokens_per_second(read_bytes, cache_bytes, batch_size, bandwidth):
+    return bandwidth / (read_bytes + batch_size * cache_bytes)
 """,
         ),
     ],
@@ -142,40 +142,40 @@ def cut(held, stop):
         (
             "one-too-far",
             """
-def read_positions(lengths, made):
-    return lengths + made
+def read_positions(lengths, generated):
+    return lengths + generated
 
-def slots_needed(lengths, new):
+def min_cache_length(lengths, new):
     return int(max(lengths)) + new
 """,
         ),
         (
             "the-longest-for-all",
             """
-def read_positions(lengths, made):
-    return np.full(len(lengths), max(lengths) + made - 1)
+def read_positions(lengths, generated):
+    return np.full(len(lengths), max(lengths) + generated - 1)
 
-def slots_needed(lengths, new):
+def min_cache_length(lengths, new):
     return int(max(lengths)) + new - 1
 """,
         ),
         (
-            "slot-for-the-last",
+            "place-for-the-last",
             """
-def read_positions(lengths, made):
-    return lengths - 1 + made
+def read_positions(lengths, generated):
+    return lengths - 1 + generated
 
-def slots_needed(lengths, new):
+def min_cache_length(lengths, new):
     return int(max(lengths)) + new
 """,
         ),
         (
             "one-too-early",
             """
-def read_positions(lengths, made):
-    return lengths + made - 2
+def read_positions(lengths, generated):
+    return lengths + generated - 2
 
-def slots_needed(lengths, new):
+def min_cache_length(lengths, new):
     return int(max(lengths)) + new - 1
 """,
         ),

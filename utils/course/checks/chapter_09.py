@@ -50,7 +50,7 @@ def kv_bytes(learner):
             ),
             "one-layer": (right / 5, "this is one layer's cache", "each layer has its own"),
             "numbers-not-bytes": (right / 4, "these are numbers, not bytes", "itemsize"),
-            "one-row": (right / 2, "this is one row's cache", "batch"),
+            "one-row": (right / 2, "this is one row's cache", "batch_size"),
         },
     )
     expect_close(
@@ -253,7 +253,7 @@ def cut(learner):
 
 
 @exercise("9.5")
-def positions(read_positions, slots_needed):
+def positions(read_positions, min_cache_length):
     lengths = np.array([3, 7, 4])
     expect_close(
         call(read_positions, lengths.copy(), 1),
@@ -273,7 +273,7 @@ def positions(read_positions, slots_needed):
             ),
             "the-longest-for-all": (
                 [7, 7, 7],
-                "a short row skips the slots of its padding",
+                "a short row skips the places of its padding",
                 "each row's own length",
             ),
         },
@@ -283,27 +283,29 @@ def positions(read_positions, slots_needed):
         [7, 11, 8],
         "the positions after five new tokens",
         axes="[B]",
-        unlike={"stands-still": ([3, 7, 4], "the position does not move on", "made")},
+        unlike={"stands-still": ([3, 7, 4], "the position does not move on", "generated")},
     )
     expect_close(
-        call(slots_needed, lengths.copy(), 5),
+        call(min_cache_length, lengths.copy(), 5),
         11,
-        "the slots",
+        "the cache length",
         unlike={
-            "slot-for-the-last": (
+            "place-for-the-last": (
                 12,
                 "one more than needed",
                 "whether anybody reads the last new token",
             ),
             "shortest-row": (7, "the longest row does not fit", "the row that needs most"),
-            "all-rows-together": (26, "rows have slots of their own", "slots per row"),
-            "rows-multiplied": (33, "these are the slots of all rows", "slots per row"),
+            "all-rows-together": (26, "each row has a cache of its own", "places per row"),
+            "rows-multiplied": (33, "these are the places of all rows", "places per row"),
         },
     )
     expect_close(
-        call(slots_needed, np.array([1]), 1), 1, "the slots for one token after a prompt of one"
+        call(min_cache_length, np.array([1]), 1),
+        1,
+        "the cache length for one token after a prompt of one",
     )
-    return "Token and slot agree in every row"
+    return "Token and position agree in every row"
 
 
 @exercise("9.6")
