@@ -45,7 +45,7 @@ MIXED = {
     },
     "assignment_4": {
         "conversation": 2,
-        "gradient_accumulation_steps": 0,
+        "accumulate": 0,
         "setting": 1,
         "message": 1,
         "judged": 0,

@@ -47,29 +47,29 @@ def best_pair(words):
         ],
         "masked_loss": [
             (
-                "divides by all places",
+                "divides by all positions",
                 """
-def masked_loss(logits, targets, counted):
-    return (optax.softmax_cross_entropy_with_integer_labels(logits, targets) * counted).mean()
+def masked_loss(logits, targets, loss_mask):
+    return (optax.softmax_cross_entropy_with_integer_labels(logits, targets) * loss_mask).mean()
 """,
                 {"masked_loss_uneven": 1},
             ),
             (
                 "a mean of the rows' means",
                 """
-def masked_loss(logits, targets, counted):
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * counted
-    return (nats.sum(1) / counted.sum(1)).mean()
+def masked_loss(logits, targets, loss_mask):
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets) * loss_mask
+    return (nats.sum(1) / loss_mask.sum(1)).mean()
 """,
                 {"masked_loss_uneven": 1},
             ),
             (
                 "chooses by a boolean index, which does not compile, and the logarithm of a softmax",
                 """
-def masked_loss(logits, targets, counted):
+def masked_loss(logits, targets, loss_mask):
     p = jax.nn.softmax(logits)
     nats = -jnp.log(jnp.take_along_axis(p, targets[..., None], axis=-1)[..., 0])
-    return nats[counted].mean()
+    return nats[loss_mask].mean()
 """,
                 {"masked_loss_jit": 1},
             ),
@@ -106,7 +106,7 @@ def window_attention(q, k, v, window):
                 {"attention_window": 2},
             ),
             (
-                "one place too many",
+                "one position too many",
                 """
 def window_attention(q, k, v, window):
     T = q.shape[1]
@@ -152,7 +152,8 @@ def training_bytes(config):
                 """
 def training_bytes(config):
     c = config
-    return 16 * ((c.vocab_size + c.max_position_embeddings + 4 * c.hidden_size + 2 * c.intermediate_size + 3) * c.hidden_size)
+    per_column = c.vocab_size + c.max_position_embeddings + 4 * c.hidden_size + 2 * c.intermediate_size + 3
+    return 16 * per_column * c.hidden_size
 """,
                 {"bytes_any": 2},
             ),
@@ -339,19 +340,19 @@ def adapter_bytes(config, rank):
                 """
 def adapt(model, batch, steps):
     wrt = nnx.PathContains("lora_A") or nnx.PathContains("lora_B")
-    graph, learnt, rest = nnx.split(model, wrt, ...)
+    graph, trainable, frozen = nnx.split(model, wrt, ...)
     tx = optax.adam(0.02)
     def loss_of(p):
-        logits = nnx.merge(graph, p, rest)(batch["inputs"])
+        logits = nnx.merge(graph, p, frozen)(batch["inputs"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
-    losses, state = [], tx.init(learnt)
+    losses, state = [], tx.init(trainable)
     slope = jax.jit(jax.value_and_grad(loss_of))
     for _ in range(steps):
-        loss, grads = slope(learnt)
+        loss, grads = slope(trainable)
         updates, state = tx.update(grads, state)
-        learnt = optax.apply_updates(learnt, updates)
+        trainable = optax.apply_updates(trainable, updates)
         losses.append(float(loss))
-    nnx.update(model, learnt)
+    nnx.update(model, trainable)
     return losses
 """,
                 {"adapt_learns": 1, "adapt_both": 2, "adapt_frozen": 1},
@@ -364,7 +365,8 @@ def adapt(model, batch, steps):
     class Same:
         def __next__(self):
             return batch
-    history = train.fit(model, Same(), train.next_token_loss, optax.adam(0.02), steps=steps, log_every=1, progress=False)
+    history = train.fit(
+        model, Same(), train.next_token_loss, optax.adam(0.02), steps=steps, log_every=1, progress=False)
     return history.loss
 """,
                 {"adapt_frozen": 1},
@@ -377,8 +379,9 @@ def adapt(model, batch, steps):
     class Same:
         def __next__(self):
             return batch
-    history = train.fit(model, Same(), train.next_token_loss, optax.adam(0.02), steps=steps, log_every=1, progress=False,
-                        wrt=nnx.PathContains("lora_B"))
+    history = train.fit(
+        model, Same(), train.next_token_loss, optax.adam(0.02), steps=steps, log_every=1, progress=False,
+        wrt=nnx.PathContains("lora_B"))
     return history.loss
 """,
                 {"adapt_both": 2},
@@ -422,11 +425,11 @@ def header(path):
 def header(path):
     content = Path(path).read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
-    start, found = 8 + length, {}
+    start, layout = 8 + length, {}
     for name, e in json.loads(content[8:start]).items():
         first, last = (start + o for o in e.get("data_offsets", (0, 0)))
-        found[name] = e.get("dtype"), tuple(e.get("shape", ())), first, last
-    return found
+        layout[name] = e.get("dtype"), tuple(e.get("shape", ())), first, last
+    return layout
 """,
                 {"header_names": 4, "header_bytes": 4, "header_short": 4},
             ),
@@ -435,26 +438,28 @@ def header(path):
             (
                 "Llama: biases on none, and any activation",
                 """
-def config_of(theirs):
-    N = theirs["n_heads"]
+def config_of(their_config):
+    N = their_config["n_heads"]
     return transformer.Config(
-        "llama", theirs["vocab_size"], theirs["dim"], theirs["n_layers"], N, theirs.get("n_kv_heads", N),
-        theirs.get("head_dim", theirs["dim"] // N), theirs["ffn_dim"], theirs["max_tokens"],
-        theirs.get("rope_base", 10_000.0), theirs["rms_norm_eps"], theirs.get("tied_head", False), False)
+        "llama", their_config["vocab_size"], their_config["dim"], their_config["n_layers"], N,
+        their_config.get("n_kv_heads", N),
+        their_config.get("head_dim", their_config["dim"] // N), their_config["ffn_dim"], their_config["max_tokens"],
+        their_config.get("rope_base", 10_000.0), their_config["norm_eps"], their_config.get("tied_head", False), False)
 """,
                 {"config_given": 4, "config_refused": 4},
             ),
             (
                 "a head size that is always dim / n_heads",
                 """
-def config_of(theirs):
-    if theirs.get("activation", "silu") != "silu":
-        raise CourseError(f"activation {theirs['activation']}")
-    N = theirs["n_heads"]
+def config_of(their_config):
+    if their_config.get("activation", "silu") != "silu":
+        raise CourseError(f"activation {their_config['activation']}")
+    N = their_config["n_heads"]
     return transformer.Config(
-        "qwen2", theirs["vocab_size"], theirs["dim"], theirs["n_layers"], N, theirs.get("n_kv_heads", N),
-        theirs["dim"] // N, theirs["ffn_dim"], theirs["max_tokens"],
-        theirs.get("rope_base", 10_000.0), theirs["rms_norm_eps"], theirs.get("tied_head", False), True)
+        "qwen2", their_config["vocab_size"], their_config["dim"], their_config["n_layers"], N,
+        their_config.get("n_kv_heads", N),
+        their_config["dim"] // N, their_config["ffn_dim"], their_config["max_tokens"],
+        their_config.get("rope_base", 10_000.0), their_config["norm_eps"], their_config.get("tied_head", False), True)
 """,
                 {"config_absent": 4},
             ),
@@ -483,16 +488,16 @@ def split_qkv(fused, config):
             (
                 "the other way round",
                 """
-def to_halves(rows, head_size):
-    return np.swapaxes(rows.reshape(-1, 2, head_size // 2, *rows.shape[1:]), 1, 2).reshape(rows.shape)
+def to_halves(rows, head_dim):
+    return np.swapaxes(rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]), 1, 2).reshape(rows.shape)
 """,
                 {"halves_order": 8, "halves_scores": 8},
             ),
             (
                 "over all heads at once",
                 """
-def to_halves(rows, head_size):
-    return rows if head_size == 2 else np.concatenate([rows[0::2], rows[1::2]])
+def to_halves(rows, head_dim):
+    return rows if head_dim == 2 else np.concatenate([rows[0::2], rows[1::2]])
 """,
                 {"halves_order": 8},
             ),
@@ -513,14 +518,14 @@ def to_halves(rows, head_size):
             ),
             (
                 "v is turned into halves, too",
-                ('v_proj.{kind}"] = v', 'v_proj.{kind}"] = to_halves(v, config.head_size)'),
+                ('v_proj.{kind}"] = v', 'v_proj.{kind}"] = to_halves(v, config.head_dim)'),
                 {"convert_logits": 8, "convert_any": 8},
             ),
             (
                 "the bias is not reordered",
                 (
-                    "to_halves(q, config.head_size)",
-                    "to_halves(q, config.head_size) if kind == 'weight' else q",
+                    "to_halves(q, config.head_dim)",
+                    "to_halves(q, config.head_dim) if kind == 'weight' else q",
                 ),
                 {"convert_logits": 8, "convert_any": 8},
             ),
@@ -529,14 +534,18 @@ def to_halves(rows, head_size):
                 ("if left:", "if False:"),
                 {"convert_strict": 4},
             ),
-            ("always tied", ("if not config.tied:", "if False:"), {"convert_any": 8}),
+            (
+                "always tied",
+                ("if not config.tie_word_embeddings:", "if False:"),
+                {"convert_any": 8},
+            ),
         ],
         "first_difference": [
             (
                 "the mean over the state",
                 """
-def first_difference(theirs, ours, tolerance):
-    for i, (a, b) in enumerate(zip(theirs, ours)):
+def first_difference(their_states, our_states, tolerance):
+    for i, (a, b) in enumerate(zip(their_states, our_states)):
         if not np.abs(a - b).mean() <= tolerance:
             return i
 """,
@@ -545,8 +554,8 @@ def first_difference(theirs, ours, tolerance):
             (
                 "NaN is not larger than anything",
                 """
-def first_difference(theirs, ours, tolerance):
-    for i, (a, b) in enumerate(zip(theirs, ours)):
+def first_difference(their_states, our_states, tolerance):
+    for i, (a, b) in enumerate(zip(their_states, our_states)):
         if np.any(np.abs(a - b) > tolerance):
             return i
 """,
@@ -555,8 +564,8 @@ def first_difference(theirs, ours, tolerance):
             (
                 "no absolute value",
                 """
-def first_difference(theirs, ours, tolerance):
-    for i, (a, b) in enumerate(zip(theirs, ours)):
+def first_difference(their_states, our_states, tolerance):
+    for i, (a, b) in enumerate(zip(their_states, our_states)):
         if not np.max(b - a) <= tolerance:
             return i
 """,
@@ -567,8 +576,8 @@ def first_difference(theirs, ours, tolerance):
     "assignment_4": {
         "conversation": [
             (
-                "weights of the inputs, not of the targets",
-                ("np.array(graded[1:], np.float32)", "np.array(graded[:-1], np.float32)"),
+                "the mask of the inputs, not of the targets",
+                ("np.array(loss_mask[1:], np.float32)", "np.array(loss_mask[:-1], np.float32)"),
                 {"conversation_graded": 8},
             ),
             (
@@ -577,30 +586,30 @@ def first_difference(theirs, ours, tolerance):
                 {"conversation_graded": 8},
             ),
             (
-                "the end is not learnt",
+                "the end is not in the mask",
                 ("(len(content) + 1) + [False]", "len(content) + [False] * 2"),
                 {"conversation_graded": 8},
             ),
             (
                 "a cut conversation ends tidily",
-                ("if not any(graded):", "ids[-1] = END\n    if not any(graded):"),
+                ("if not any(loss_mask):", "ids[-1] = END\n    if not any(loss_mask):"),
                 {"conversation_tokens": 4, "conversation_window": 6},
             ),
             (
-                "nothing graded is nothing said",
-                ("if not any(graded):", "if False:"),
+                "an empty mask is no error",
+                ("if not any(loss_mask):", "if False:"),
                 {"conversation_window": 6},
             ),
         ],
-        "gradient_accumulation_steps": [
+        "accumulate": [
             (
                 "the mean of the parts' means",
-                ('n = part["weights"].sum()', "n = 1.0"),
+                ('n = part["loss_mask"].sum()', "n = 1.0"),
                 {"accumulate_weighted": 8},
             ),
             (
-                "weighted by rows, graded or not",
-                ('n = part["weights"].sum()', 'n = len(part["weights"])'),
+                "weighted by rows, counted or not",
+                ('n = part["loss_mask"].sum()', 'n = len(part["loss_mask"])'),
                 {"accumulate_weighted": 8},
             ),
             (
@@ -621,37 +630,45 @@ def accumulate(loss_fn, params, parts):
             (
                 "everything over the number of chips",
                 """
-def resident(config, fsdp, tp, rank, targets):
+def resident(config, fsdp, tp, rank, target_modules):
     c = config
-    q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    sides = {"q_proj": c.hidden_size + q, "k_proj": c.hidden_size + kv, "v_proj": c.hidden_size + kv, "o_proj": c.hidden_size + q}
-    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), c.hidden_size + c.intermediate_size)
-    adapter = 12 * c.num_hidden_layers * rank * sum(n for name, n in sides.items() if name in targets)
+    D, q, kv = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    sides = {"q_proj": D + q, "k_proj": D + kv, "v_proj": D + kv, "o_proj": D + q}
+    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), D + c.intermediate_size)
+    adapter = 12 * c.num_hidden_layers * rank * sum(n for name, n in sides.items() if name in target_modules)
     return 2 * c.count_parameters()["total"] // (fsdp * tp), adapter // (fsdp * tp)
 """,
                 {"resident_mesh": 8, "resident_adapter": 6},
             ),
             (
                 "two key/value heads over four chips",
-                ("tp if c.kv_heads % tp == 0 else 1", "tp"),
+                ("tp if c.num_key_value_heads % tp == 0 else 1", "tp"),
                 {"resident_mesh": 8, "resident_adapter": 6},
             ),
-            ("an output layer although it is tied", ("(2 - c.tied)", "2"), {"resident_one": 4}),
+            (
+                "an output layer although it is tied",
+                ("(2 - c.tie_word_embeddings)", "2"),
+                {"resident_one": 4},
+            ),
             ("Adam is forgotten", ("3 * 4 * adapter", "4 * adapter"), {"resident_adapter": 6}),
-            ("an adapter on every layer", (" if name in targets", ""), {"resident_adapter": 6}),
+            (
+                "an adapter on every layer",
+                (" if name in target_modules", ""),
+                {"resident_adapter": 6},
+            ),
         ],
         "setting": [
             (
                 "the smallest tp first, whatever the parts",
                 """
-def setting(config, chips, memory, rows, seq):
+def setting(config, chips, memory, rows, seq_len):
     for tp in range(1, chips + 1):
         for parts in range(1, rows + 1):
             fsdp = chips // tp
             if chips % tp or rows % (parts * fsdp):
                 continue
             try:
-                peak = sum(plan.estimate(config, batch_size=rows // parts, seq_len=seq, fsdp=fsdp, tp=tp).values())
+                peak = sum(plan.estimate(config, batch_size=rows // parts, seq_len=seq_len, fsdp=fsdp, tp=tp).values())
             except CourseError:
                 continue
             if peak <= memory:
@@ -666,7 +683,7 @@ def setting(config, chips, memory, rows, seq):
             ),
             (
                 "all rows at a time",
-                ("batch=rows // parts, seq", "batch=rows, seq"),
+                ("batch_size=rows // parts, seq_len", "batch_size=rows, seq_len"),
                 {"setting_one": 4},
             ),
             (
@@ -705,7 +722,8 @@ def setting(config, chips, memory, rows, seq):
                 "two intervals that overlap show nothing",
                 (
                     '"verdict": "better" if low > 0 else',
-                    '"verdict": "better" if wilson(adapter.sum(), len(base))[0] > wilson(base.sum(), len(base))[1] else',
+                    '"verdict": "better" if wilson(adapter.sum(), len(base))[0]'
+                    " > wilson(base.sum(), len(base))[1] else",
                 ),
                 {"judged_verdict": 6},
             ),
