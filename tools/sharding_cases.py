@@ -86,11 +86,11 @@ def messages(text: str, mesh) -> list[list]:
             continue
         one = hlo.collectives(f"ENTRY %main () -> f32[] {{\n{line}\n}}")
         moved = "".join(sorted({source(other) for other in operands(line)}))
-        found.append([kind[1], moved, _axis(line, mesh), one[kind[1]]["bytes"]])
+        found.append([kind[1], moved, axis_of(line, mesh), one[kind[1]]["bytes"]])
     return found
 
 
-def _axis(line: str, mesh) -> str:
+def axis_of(line: str, mesh) -> str:
     """The mesh axis along which the devices of a message differ: "fsdp", "tp" or "both"."""
     if pairs := re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", line):
         groups = [list(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", pairs[1])]

@@ -18,20 +18,19 @@ from utils.course import checks
 from utils.course.checks import attribute, call, check, exercise, expect, expect_close, expect_shape
 
 
-@pytest.fixture(autouse=True)
-def two_checks(monkeypatch):
-    """Chapter 98 has two exercises: a function of two numbers, and a matrix of ones."""
-    monkeypatch.setattr(checks, "_registry", dict(checks._registry))
+# Chapter 98, which there is not, has two exercises: a function of two numbers, and a matrix of ones.
 
-    @exercise("98.1")
-    def divide(learner):
-        wrong = (2.0, "this multiplies", "the order of the operations")
-        expect_close(call(learner, 4.0, 0.5), 8.0, "the ratio", unlike={"multiplied": wrong})
-        return "Both agree"
 
-    @exercise("98.2")
-    def ones(learner):
-        expect_close(learner, np.ones((2, 3)), "the mask", axes="[T, S]")
+@exercise("98.1")
+def divide(learner):
+    wrong = (2.0, "this multiplies", "the order of the operations")
+    expect_close(call(learner, 4.0, 0.5), 8.0, "the ratio", unlike={"multiplied": wrong})
+    return "Both agree"
+
+
+@exercise("98.2")
+def ones(learner):
+    expect_close(learner, np.ones((2, 3)), "the mask", axes="[T, S]")
 
 
 def define(source: str, **names):

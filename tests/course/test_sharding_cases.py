@@ -96,4 +96,4 @@ def test_groups_of_devices_are_read_in_every_notation(line, axis):
     class Mesh:
         devices = np.array([[type("Device", (), {"id": 2 * i + j})() for j in range(2)] for i in range(4)])
 
-    assert sharding_cases._axis(line, Mesh) == axis
+    assert sharding_cases.axis_of(line, Mesh) == axis
