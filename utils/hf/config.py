@@ -18,6 +18,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # Fields that have the same name and meaning there and here, and must be there.
 SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 SAME += ("intermediate_size", "max_position_embeddings", "rms_norm_eps")
+OTHER, INCOMPLETE = ": not supported here", ": is config.json whole?"
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # What changes the numbers and is not computed here, with the values that switch it off.
 REFUSED = {
@@ -87,43 +88,36 @@ def to_dict(config: Config) -> dict[str, Any]:
     return settings | {"use_sliding_window": False}
 
 
+def _refuse(name: str, expected: str, value, hint: str = "") -> None:
+    raise CourseError(f"{name}: expected {expected}, found {value}{hint}")
+
+
 def _from_dict(settings: dict) -> Config:
     kind, get = settings.get("model_type"), settings.get
     if kind not in ARCHITECTURES:
-        raise CourseError(
-            f"model_type: expected llama or qwen2, found {kind!r}: this model is not of that family"
-        )
+        _refuse("model_type", "llama or qwen2", repr(kind), ": this model is not of that family")
     for name, off in REFUSED.items():
         if get(name) not in off:
-            value = str(get(name))[:60]
-            raise CourseError(f"{name}: expected {off[0]!r}, found {value}: not supported here")
-    if kind == "llama" and (window := get("sliding_window")) is not None:
-        raise CourseError(f"sliding_window: expected null, found {window}: not supported here")
+            _refuse(name, repr(off[0]), str(get(name))[:60], OTHER)
+    if kind == "llama" and get("sliding_window") is not None:
+        _refuse("sliding_window", "null", get("sliding_window"), OTHER)
     if odd := set(get("layer_types") or []) - {"full_attention"}:
-        what = f"expected full_attention alone, found {sorted(odd)[0]}: not supported here"
-        raise CourseError(f"layer_types: {what}")
+        _refuse("layer_types", "full_attention alone", sorted(odd)[0], OTHER)
 
     def need(name: str, default: Any = None):
         value = default if get(name) is None else get(name)
-        if value is None:
-            what = "expected in the configuration, found nothing: is config.json whole?"
-            raise CourseError(f"{name}: {what}")
-        return value
+        return _refuse(name, "a value", "nothing", INCOMPLETE) if value is None else value
 
     heads, width = need("num_attention_heads"), need("hidden_size")
     if not all(isinstance(n, int) and n > 0 for n in (heads, width)):
-        raise CourseError(
-            f"num_attention_heads, hidden_size: expected whole numbers, found {heads!r}, {width!r}"
-        )
+        names = "num_attention_heads, hidden_size"
+        _refuse(names, "whole numbers", f"{heads!r}, {width!r}")
     if get("head_dim") is None and width % heads:
-        raise CourseError(
-            f"hidden_size: expected a multiple of num_attention_heads ({heads}), found {width}"
-        )
+        _refuse("hidden_size", f"a multiple of num_attention_heads ({heads})", width)
     rope = {}
     for name in ("rope_scaling", "rope_parameters"):
         if not isinstance(part := get(name) or {}, dict):
-            what = f"expected an object, found {str(part)[:60]!r}: is config.json whole?"
-            raise CourseError(f"{name}: {what}")
+            _refuse(name, "an object", repr(str(part)[:60]), INCOMPLETE)
         rope |= part
     eos = get("eos_token_id")
     bias = bool(get("attention_bias", False) if kind == "llama" else True)
@@ -149,26 +143,30 @@ def _from_dict(settings: dict) -> Config:
 def _check(fields: dict) -> None:
     """Raise `CourseError` for values that no model can have."""
 
-    def fail(name: str, expected: str):
-        raise CourseError(f"{name}: expected {expected}, found {fields[name]!r}")
+    def check(name: str, right: bool, expected: str) -> None:
+        if not right:
+            _refuse(name, expected, repr(fields[name]))
+
+    def is_whole(value, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     for name in (*SAME, "num_key_value_heads", "head_dim"):
-        value, whole = fields[name], name != "rms_norm_eps"
-        if whole and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            fail(name, "a whole number of at least 1")
+        if name != "rms_norm_eps":
+            check(name, is_whole(fields[name], 1), "a whole number of at least 1")
     for name in ("rope_theta", "rms_norm_eps"):
-        if not isinstance(fields[name], int | float) or not 0 < fields[name] < math.inf:
-            fail(name, "a positive number")
-    if fields["num_attention_heads"] % (kv := fields["num_key_value_heads"]):
-        fail("num_attention_heads", f"a multiple of num_key_value_heads ({kv})")
-    if fields["head_dim"] % 2:
-        fail("head_dim", "an even number (RoPE turns pairs)")
-    if fields["dtype"] not in ("float32", "float16", "bfloat16"):
-        fail("dtype", "float32, float16 or bfloat16")
-    for name in ("bos_token_id", "eos_token_id"):
-        ids = fields[name] if name == "eos_token_id" else (fields[name] or 0,)
-        if not all(isinstance(i, int) and i >= 0 for i in ids):
-            fail(name, "token ids")
+        check(name, _is_positive(fields[name]), "a positive number")
+    heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
+    expected = f"a multiple of num_key_value_heads ({kv_heads})"
+    check("num_attention_heads", heads % kv_heads == 0, expected)
+    check("head_dim", fields["head_dim"] % 2 == 0, "an even number (RoPE turns pairs)")
+    dtypes = ("float32", "float16", "bfloat16")
+    check("dtype", fields["dtype"] in dtypes, "float32, float16 or bfloat16")
+    check("bos_token_id", is_whole(fields["bos_token_id"] or 0, 0), "a token id")
+    check("eos_token_id", all(is_whole(i, 0) for i in fields["eos_token_id"]), "token ids")
+
+
+def _is_positive(value) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _rope_scaling(rope: dict) -> Llama3Scaling | None:
@@ -176,14 +174,10 @@ def _rope_scaling(rope: dict) -> Llama3Scaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise CourseError(
-            f"rope_scaling: expected none or llama3, found {kind!r}: not supported here"
-        )
+        _refuse("rope_scaling", "none or llama3", repr(kind), OTHER)
     for name in SCALING:
-        value = rope.get(name)
-        if value is None:
-            what = f"expected {name}, found nothing: is config.json whole?"
-            raise CourseError(f"rope_scaling: {what}")
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise CourseError(f"rope_scaling: {name}: expected a positive number, found {value!r}")
+        if rope.get(name) is None:
+            _refuse("rope_scaling", name, "nothing", INCOMPLETE)
+        if not _is_positive(rope[name]):
+            _refuse(f"rope_scaling: {name}", "a positive number", repr(rope[name]))
     return Llama3Scaling(**{name: rope[name] for name in SCALING})
