@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def bench(site, tmp_path_factory):
     """A page with the widget alone. Yields its folder."""
-    config = '{"slice": "v5e-8", "batch": 16}'
+    config = '{"slice": "v5e-8", "batch_size": 16}'
     body = f"<div class='widget' data-widget='mesh-planner' data-config='{config}'><p>x</p></div>"
     return bench_page(tmp_path_factory.mktemp("bench"), site, body)
 
@@ -74,7 +74,7 @@ def test_by_keyboard(page):
     page.keyboard.press("End")  # the largest batch
     assert root.locator(".planner-verdict").inner_text().startswith("Does not fit: ")
     assert root.locator(".planner-limit").is_visible()
-    root.locator("[data-choice=remat]").focus()
+    root.locator("[data-choice=gradient_checkpointing]").focus()
     page.keyboard.press("Space")
     assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=128, seq_len=2048, gradient_checkpointing=False)
 
@@ -83,12 +83,12 @@ def test_refusals_name_the_axis(page):
     root = page.locator(".widget-mesh-planner")
     root.locator("[data-choice=tp]").select_option("8")
     said = root.locator(".planner-verdict").inner_text()
-    with pytest.raises(CourseError, match="heads: 12 does not divide over tp=8"):
+    with pytest.raises(CourseError, match="num_attention_heads: 12 does not divide over tp=8"):
         sharding.check(config(ROWS[0]), fsdp=1, tp=8)
-    assert said == "Refused. heads: 12 does not divide over tp=8."
+    assert said == "Refused. num_attention_heads: 12 does not divide over tp=8."
     root.locator("[data-choice=tp]").select_option("1")
-    root.locator("[data-choice=batch]").select_option("4")
-    assert "batch: 4 rows do not divide over fsdp=8" in root.locator(".planner-verdict").inner_text()
+    root.locator("[data-choice=batch_size]").select_option("4")
+    assert "batch_size: 4 rows do not divide over fsdp=8" in root.locator(".planner-verdict").inner_text()
     root.locator("[data-choice=slice]").select_option("v5e-1")  # a slice with fewer meshes
     assert root.locator("[data-choice=tp]").input_value() == "1" and root.get_attribute("data-refused") == ""
 

@@ -2,7 +2,7 @@
 //
 // config: {title, x: {label, min, max, scale?}, y: {…}, handles?, start?, choices?: [{label, points: [[x, y], …]}]}
 // The recorded curve lies in the notebook's outputs: <script type="application/json" data-guess="NAME">{label, x, y}</script>,
-// written by utils.plot.guess_data(NAME, x, y). It is drawn only after a guess.
+// written by utils.course.plot.guess_data(NAME, x, y). It is drawn only after a guess.
 (() => {
   'use strict';
   const {element, uid} = Course;

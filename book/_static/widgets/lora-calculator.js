@@ -1,4 +1,4 @@
-// What an adapter costs: width, rank, targets and depth -> parameters, bytes, operations.
+// What an adapter costs: hidden size, rank, target modules and depth -> parameters, bytes, operations.
 //
 // config: {width?, depth?, rank?, targets?: [names]}. The formulas are those of utils.lora.count and
 // utils.minigpt.flops_per_token, for a MiniGPT of 2,048 tokens and a context of 256 whose MLP is four times as wide as the model.
@@ -7,11 +7,11 @@
   const {element, uid} = Course;
   const VOCABULARY = 2048;
   const CONTEXT = 256;
-  const SHAPES = { // [in, out] of each layer, in widths
+  const SHAPES = { // [in, out] of each layer, in hidden sizes
     q_proj: [1, 1], k_proj: [1, 1], v_proj: [1, 1], o_proj: [1, 1], up_proj: [1, 4], down_proj: [4, 1],
   };
   const SLIDERS = {
-    width: {label: 'width d', min: 16, max: 4096, step: 16, value: 144},
+    width: {label: 'hidden size d', min: 16, max: 4096, step: 16, value: 144},
     rank: {label: 'rank r', min: 1, max: 128, step: 1, value: 8},
     depth: {label: 'depth (layers)', min: 1, max: 48, step: 1, value: 4},
   };
@@ -63,7 +63,7 @@
       });
       sliders.append(element('label', {for: id, text: spec.label}), input, shown);
     }
-    const boxes = element('fieldset', {class: 'lora-targets'}, element('legend', {text: 'targets'}),
+    const boxes = element('fieldset', {class: 'lora-targets'}, element('legend', {text: 'target modules'}),
       ...Object.keys(SHAPES).map((name) => {
         const box = element('input', {type: 'checkbox', value: name});
         box.checked = state.targets.includes(name);
@@ -77,20 +77,20 @@
     root.setAttribute('aria-labelledby', titleId);
     root.append(element('p', {class: 'widget-title', id: titleId, text: 'What does an adapter cost?'}),
       element('p', {class: 'widget-note',
-        text: 'A MiniGPT with 2,048 tokens, a context of 256 and an MLP of width 4d. Float32 throughout; Adam keeps two numbers for each trained one.'}),
+        text: 'A MiniGPT with 2,048 tokens, a context of 256 and an MLP of width 4d. Float32 throughout; Adam keeps two numbers for each trainable one.'}),
       sliders, boxes, numbers);
 
     function show() {
       const c = cost(state);
       const fits = state.rank <= state.width;
       const rows = [
-        ['trained', `${whole(c.adapter)} of ${whole(c.base)} parameters (${percent(c.adapter, c.base)})`],
+        ['trainable', `${whole(c.adapter)} of ${whole(c.base)} parameters (${percent(c.adapter, c.base)})`],
         ['adapter file', bytes(c.adapter_bytes)],
         ['Adam', `${bytes(c.optimizer_bytes)} (full fine-tuning: ${bytes(c.full_optimizer_bytes)})`],
         ['forward', `${whole(c.adapter_flops)} operations a token on top of ${whole(c.base_flops)} (+${percent(c.adapter_flops, c.base_flops)}); merged: none`],
       ];
-      if (!state.targets.length) rows.push(['note', 'No target is chosen: nothing would be trained.']);
-      if (!fits) rows.push(['note', `The rank is above the width: the package refuses it.`]);
+      if (!state.targets.length) rows.push(['note', 'No target module is chosen: nothing would be trained.']);
+      if (!fits) rows.push(['note', 'The rank is above the hidden size: the package refuses it.']);
       else if (2 * state.rank >= state.width) rows.push(['note', 'From rank d/2 on, the adapter of a square layer is as large as the layer.']);
       numbers.replaceChildren(...rows.flatMap(([term, text]) => [element('dt', {text: term}), element('dd', {text})]));
       root.dataset.cost = JSON.stringify(c);

@@ -1,13 +1,16 @@
-// Mesh planner: model, chips, mesh, batch, length, rank, remat -> bytes on each chip by term, and whether they fit.
+// Mesh planner: model, chips, mesh, batch, length, rank, gradient checkpointing -> bytes on each chip by term, and whether
+// they fit.
 //
-// config: {model?, slice?, tp?, batch?, seq?, rank?, remat?}. The formula is utils.plan.estimate (chapter 13 derives it), the
-// refusals are those of utils.sharding.check; tests hold both, and the sizes below, to the package and to the recorded plans.
+// config: {model?, slice?, tp?, batch_size?, seq_len?, rank?, gradient_checkpointing?}. The formula is
+// utils.commands.plan.estimate (chapter 13 derives it), the refusals are those of utils.sharding.check; tests hold both, and
+// the sizes below, to the package and to the recorded plans.
 (() => {
   'use strict';
   const {element, uid} = Course;
   const GIB = 2 ** 30;
-  const CHUNK = 1024;
-  const SIZES = ['layers', 'width', 'heads', 'kv_heads', 'head_size', 'mlp_width', 'vocab_size', 'context', 'tied', 'qkv_bias'];
+  const LOSS_CHUNK_SIZE = 1024;
+  const SIZES = ['num_hidden_layers', 'hidden_size', 'num_attention_heads', 'num_key_value_heads', 'head_dim',
+    'intermediate_size', 'vocab_size', 'max_position_embeddings', 'tie_word_embeddings', 'attention_bias'];
   const MODELS = Object.fromEntries(Object.entries({
     'DeepSeek-R1-Distill-Qwen-1.5B': [28, 1536, 12, 2, 128, 8960, 151936, 131072, false, true],
     'DeepSeek-R1-Distill-Qwen-7B': [28, 3584, 28, 4, 128, 18944, 152064, 131072, false, true],
@@ -23,50 +26,57 @@
     weights: 'the frozen base, in bfloat16',
     adapter: 'the adapter and Adam’s two means, in float32',
     saved: 'what the layers keep for the backward pass',
-    head: 'the output layer, gathered',
+    head: 'the output layer, all-gathered',
     logits: 'the loss: logits of a chunk of tokens, their gradient',
-    gathered: 'that layer’s weights, gathered',
+    gathered: 'that layer’s weights, all-gathered',
     layer: 'one layer on its way back: scores, MLP, gradients',
   };
   const div = (a, b) => Math.floor(a / b);
 
-  // What utils.sharding.check, utils.lora.inject and utils.plan.compile_for refuse, in the order in which they are asked; null when all divides.
-  function refusal(c, {batch, seq, rank, fsdp, tp}) {
-    const sizes = [['heads', c.heads, 'tp', tp], ['mlp_width', c.mlp_width, 'tp', tp], ['vocab_size', c.vocab_size, 'tp', tp], ['width', c.width, 'fsdp', fsdp]];
-    for (const [name, value, axis, count] of sizes) {
-      if (value % count) return `${name}: ${value} does not divide over ${axis}=${count}`;
+  // What utils.sharding.check, utils.lora.inject and utils.commands.plan.compile_for refuse, in their order; null when all
+  // divides.
+  function refusal(c, {batch_size, seq_len, rank, fsdp, tp}) {
+    for (const [name, axis, count] of [['num_attention_heads', 'tp', tp], ['intermediate_size', 'tp', tp],
+      ['vocab_size', 'tp', tp], ['hidden_size', 'fsdp', fsdp]]) {
+      if (c[name] % count) return `${name}: ${c[name]} does not divide over ${axis}=${count}`;
     }
-    if (batch % fsdp) return `batch: ${batch} rows do not divide over fsdp=${fsdp}: choose a multiple of ${fsdp}`;
-    if (seq > c.context) return `seq: expected at most ${c.context} (the model's context), found ${seq}`;
-    const most = Math.min(c.width, c.kv_heads * c.head_size);
+    if (batch_size % fsdp) return `batch_size: ${batch_size} rows do not divide over fsdp=${fsdp}: choose a multiple of ${fsdp}`;
+    const longest = c.max_position_embeddings;
+    if (seq_len > longest) return `seq_len: expected at most ${longest}, the model's max_position_embeddings, found ${seq_len}`;
+    const most = Math.min(c.hidden_size, c.num_key_value_heads * c.head_dim);
     if (rank > most) return `rank: expected at most ${most}, the narrowest layer's outputs, found ${rank}`;
     return null;
   }
 
-  function estimate(c, {batch, seq, rank = 16, fsdp = 1, tp = 1, remat = true, chunk = CHUNK, chip = ''}) {
-    const [D, F, q, kv] = [c.width, c.mlp_width, c.heads * c.head_size, c.kv_heads * c.head_size];
-    const kvTp = c.kv_heads % tp ? 1 : tp;
+  function estimate(c, {batch_size, seq_len, rank = 16, fsdp = 1, tp = 1, gradient_checkpointing = true,
+    loss_chunk_size = LOSS_CHUNK_SIZE, chip = ''}) {
+    const [D, F, L, V] = [c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.vocab_size];
+    const [heads, kvHeads] = [c.num_attention_heads, c.num_key_value_heads];
+    const [q, kv] = [heads * c.head_dim, kvHeads * c.head_dim];
+    const kvTp = kvHeads % tp ? 1 : tp;
     const column = [[q, D, tp], [kv, D, kvTp], [kv, D, kvTp], [F, D, tp], [F, D, tp]];
     const row = [[D, q, tp], [D, F, tp]];
     const sum = (values) => values.reduce((a, b) => a + b, 0);
     const matrices = sum([...column, ...row].map(([o, i, n]) => div(o * i, n * fsdp)));
-    const biases = c.qkv_bias ? div(q, tp) + div(2 * kv, kvTp) : 0;
-    const table = div(c.vocab_size * D, tp);
-    const numbers = c.layers * (matrices + biases + 2 * D) + D + div((c.tied ? 1 : 2) * table, fsdp);
-    const adapter = c.layers * rank * (sum(column.map(([o, i, n]) => div(o, n) + div(i, fsdp))) + sum(row.map(([o, i, n]) => div(o, fsdp) + div(i, n))));
-    const rows = div(batch, fsdp);
-    const tokens = rows * seq;
-    const scores = rows * div(c.heads, tp) * seq * seq;
+    const biases = c.attention_bias ? div(q, tp) + div(2 * kv, kvTp) : 0;
+    const table = div(V * D, tp);
+    const parameters = L * (matrices + biases + 2 * D) + D + div((c.tie_word_embeddings ? 1 : 2) * table, fsdp);
+    const adapter = L * rank * (sum(column.map(([o, i, n]) => div(o, n) + div(i, fsdp)))
+      + sum(row.map(([o, i, n]) => div(o, fsdp) + div(i, n))));
+    const rows = div(batch_size, fsdp);
+    const tokens = rows * seq_len;
+    const scores = rows * div(heads, tp) * seq_len * seq_len;
     const mlp = div(tokens * F, tp);
-    const inChunk = rows * Math.max(1, div(Math.min(chunk, batch * seq), batch));
+    const inChunk = rows * Math.max(1, div(Math.min(loss_chunk_size, batch_size * seq_len), batch_size));
     const block = fsdp > 1 ? 2 * matrices * fsdp : 0;
-    const kept = remat ? 2 * tokens * D : 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (div(q, tp) + div(2 * kv, kvTp)) + block;
+    const kept = gradient_checkpointing ? 2 * tokens * D
+      : 6 * scores + 12 * mlp + 14 * tokens * D + 2 * tokens * (div(q, tp) + div(2 * kv, kvTp)) + block;
     const head = fsdp > 1 ? 2 * table : 0;
-    const loss = Math.max(head, div(12 * inChunk * c.vocab_size, tp)) + 2 * adapter;
-    const joined = rows === 1 || c.kv_heads <= tp || chip.startsWith('v6e');
-    const layer = (joined ? 4 : 8) * scores + 14 * mlp + 32 * tokens * D + 6 * adapter;
-    const found = {weights: 2 * numbers, adapter: 12 * adapter, saved: c.layers * kept};
-    return {...found, ...(head + loss >= block + layer ? {head, logits: loss} : {gathered: block, layer})};
+    const loss = Math.max(head, div(12 * inChunk * V, tp)) + 2 * adapter;
+    const fused = rows === 1 || kvHeads <= tp || chip.startsWith('v6e');
+    const layer = (fused ? 4 : 8) * scores + 14 * mlp + 32 * tokens * D + 6 * adapter;
+    const always = {weights: 2 * parameters, adapter: 12 * adapter, saved: L * kept};
+    return {...always, ...(head + loss >= block + layer ? {head, logits: loss} : {gathered: block, layer})};
   }
 
   const total = (terms) => Object.values(terms).reduce((a, b) => a + b, 0);
@@ -75,14 +85,15 @@
 
   Course.meshPlanner = {estimate, refusal, MODELS, SLICES};
   Course.widget('mesh-planner', (root, config) => {
-    const state = {model: 'DeepSeek-R1-Distill-Qwen-1.5B', slice: 'v5e-8', tp: 1, batch: 16, seq: 2048, rank: 16, remat: true, ...config};
+    const state = {model: 'DeepSeek-R1-Distill-Qwen-1.5B', slice: 'v5e-8', tp: 1, batch_size: 16, seq_len: 2048, rank: 16,
+      gradient_checkpointing: true, ...config};
     const titleId = uid('planner-title');
     const CHOICES = {
       model: ['model', Object.keys(MODELS), String],
       slice: ['chips', Object.keys(SLICES), String],
       tp: ['fsdp × tp', [1, 2, 4, 8], Number],
-      batch: ['batch, rows', [1, 2, 4, 8, 16, 32, 64, 128], Number],
-      seq: ['tokens a row', [256, 512, 1024, 2048, 4096, 8192, 16384], Number],
+      batch_size: ['batch, rows', [1, 2, 4, 8, 16, 32, 64, 128], Number],
+      seq_len: ['tokens a row', [256, 512, 1024, 2048, 4096, 8192, 16384], Number],
       rank: ['rank', [1, 4, 8, 16, 32, 64, 128, 256], Number],
     };
     const controls = element('div', {class: 'planner-controls'});
@@ -94,9 +105,9 @@
       inputs[name].addEventListener('change', () => { state[name] = kind(inputs[name].value); show(); });
       controls.append(element('label', {for: id, text: label}), inputs[name]);
     }
-    const remat = element('input', {type: 'checkbox', 'data-choice': 'remat'});
-    remat.checked = state.remat;
-    remat.addEventListener('change', () => { state.remat = remat.checked; show(); });
+    const checkpointing = element('input', {type: 'checkbox', 'data-choice': 'gradient_checkpointing'});
+    checkpointing.checked = state.gradient_checkpointing;
+    checkpointing.addEventListener('change', () => { state.gradient_checkpointing = checkpointing.checked; show(); });
     const verdict = element('p', {class: 'planner-verdict', 'aria-live': 'polite'});
     const bar = element('div', {class: 'planner-bar', role: 'img'});
     const table = element('table', {class: 'planner-terms'});
@@ -104,7 +115,8 @@
     root.setAttribute('aria-labelledby', titleId);
     root.append(element('p', {class: 'widget-title', id: titleId, text: 'What lies on each chip?'}),
       element('p', {class: 'widget-note', text: 'A LoRA step on all linear layers, by the formula of this page. The batch is that of all chips together; a core of a v2 counts as a chip.'}),
-      controls, element('label', {class: 'planner-remat'}, remat, ' remat: keep only each layer’s input'), verdict, bar, table);
+      controls, element('label', {class: 'planner-checkpointing'}, checkpointing,
+        ' gradient checkpointing: keep only each layer’s input'), verdict, bar, table);
 
     function show() {
       const [devices, memory] = SLICES[state.slice];
@@ -114,8 +126,8 @@
         option.textContent = `${Math.max(1, div(devices, tp))} × ${tp}`;
       }
       if (state.tp > devices) { state.tp = devices; inputs.tp.value = String(devices); }
-      const asked = {...state, chip: state.slice, fsdp: div(devices, state.tp)};
-      const refused = refusal(MODELS[state.model], asked);
+      const setting = {...state, chip: state.slice, fsdp: div(devices, state.tp)};
+      const refused = refusal(MODELS[state.model], setting);
       root.dataset.refused = refused || '';
       bar.replaceChildren();
       table.replaceChildren();
@@ -127,7 +139,7 @@
         root.dataset.terms = '';
         return;
       }
-      const terms = estimate(MODELS[state.model], asked);
+      const terms = estimate(MODELS[state.model], setting);
       const all = total(terms);
       root.dataset.terms = JSON.stringify(terms);
       const fits = all <= memory;
