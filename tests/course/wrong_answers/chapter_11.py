@@ -5,28 +5,28 @@ WRONG = {
         (
             "inputs-not-targets",
             """
-def conversation_weights(roles):
+def conversation_mask(roles):
     return np.array([role in ("answer", "end") for role in roles[:-1]], np.float32)
 """,
         ),
         (
             "end-never-learned",
             """
-def conversation_weights(roles):
+def conversation_mask(roles):
     return np.array([role == "answer" for role in roles[1:]], np.float32)
 """,
         ),
         (
             "one-weight-too-many",
             """
-def conversation_weights(roles):
+def conversation_mask(roles):
     return np.array([role in ("answer", "end") for role in roles], np.float32)
 """,
         ),
         (
             "last-answer-only",
             """
-def conversation_weights(roles):
+def conversation_mask(roles):
     last = max(i for i, role in enumerate(roles) if role == "user")
     return np.array([i > last and role in ("answer", "end") for i, role in enumerate(roles)][1:], np.float32)
 """,
@@ -34,7 +34,7 @@ def conversation_weights(roles):
         (
             "user-is-graded",
             """
-def conversation_weights(roles):
+def conversation_mask(roles):
     return np.array([role != "template" for role in roles[1:]], np.float32)
 """,
         ),
@@ -66,44 +66,44 @@ def combined(means, counts):
         (
             "keeps-the-end",
             """
-def cut(ids, prompt, window):
-    kept = ids if len(ids) <= window + 1 else [*ids[:window], ids[-1]]
+def cut(ids, prompt, max_seq_length):
+    kept = ids if len(ids) <= max_seq_length + 1 else [*ids[:max_seq_length], ids[-1]]
     return kept if len(kept) > prompt + 1 else None
 """,
         ),
         (
             "one-token-too-few",
             """
-def cut(ids, prompt, window):
-    return ids[:window] if window > prompt else None
+def cut(ids, prompt, max_seq_length):
+    return ids[:max_seq_length] if max_seq_length > prompt else None
 """,
         ),
         (
             "nothing-graded",
             """
-def cut(ids, prompt, window):
-    return ids[: window + 1]
+def cut(ids, prompt, max_seq_length):
+    return ids[: max_seq_length + 1]
 """,
         ),
         (
             "front-cut-off",
             """
-def cut(ids, prompt, window):
-    return ids[:-1][-(window + 1):] if len(ids) > window + 1 else ids
+def cut(ids, prompt, max_seq_length):
+    return ids[:-1][-(max_seq_length + 1):] if len(ids) > max_seq_length + 1 else ids
 """,
         ),
         (
             "skips-what-can-be-cut",
             """
-def cut(ids, prompt, window):
-    return ids if len(ids) <= window + 1 else None
+def cut(ids, prompt, max_seq_length):
+    return ids if len(ids) <= max_seq_length + 1 else None
 """,
         ),
         (
             "skips-the-last-chance",
             """
-def cut(ids, prompt, window):
-    return ids[: window + 1] if window > prompt else None
+def cut(ids, prompt, max_seq_length):
+    return ids[: max_seq_length + 1] if max_seq_length > prompt else None
 """,
         ),
     ],
@@ -111,29 +111,29 @@ def cut(ids, prompt, window):
         (
             "prompt-counted",
             """
-def by_example(nats, segments, weights):
-    return [float(nats[segments == n].mean()) for n in range(1, segments.max() + 1)]
+def by_example(nats, segment_ids, loss_mask):
+    return [float(nats[segment_ids == n].mean()) for n in range(1, segment_ids.max() + 1)]
 """,
         ),
         (
             "padding-as-an-example",
             """
-def by_example(nats, segments, weights):
-    return [float(np.mean(nats[segments == n])) for n in np.unique(segments)]
+def by_example(nats, segment_ids, loss_mask):
+    return [float(np.mean(nats[segment_ids == n])) for n in np.unique(segment_ids)]
 """,
         ),
         (
             "divided-by-all-places",
             """
-def by_example(nats, segments, weights):
-    return [float((nats * weights)[segments == n].mean()) for n in range(1, segments.max() + 1)]
+def by_example(nats, segment_ids, loss_mask):
+    return [float((nats * loss_mask)[segment_ids == n].mean()) for n in range(1, segment_ids.max() + 1)]
 """,
         ),
         (
             "sum-not-mean",
             """
-def by_example(nats, segments, weights):
-    return [float((nats * weights)[segments == n].sum()) for n in range(1, segments.max() + 1)]
+def by_example(nats, segment_ids, loss_mask):
+    return [float((nats * loss_mask)[segment_ids == n].sum()) for n in range(1, segment_ids.max() + 1)]
 """,
         ),
     ],
@@ -141,42 +141,42 @@ def by_example(nats, segments, weights):
         (
             "whole-logits",
             """
-def loss_in_chunks(hidden, table, targets, weights, chunk):
+def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     nats = optax.softmax_cross_entropy_with_integer_labels(hidden @ table.T, targets)
-    return (weights * nats).sum() / weights.sum()
+    return (loss_mask * nats).sum() / loss_mask.sum()
 """,
         ),
         (
             "mean-of-means",
             """
-def loss_in_chunks(hidden, table, targets, weights, chunk):
+def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     means = []
-    for at in range(0, len(targets), chunk):
-        s = slice(at, at + chunk)
+    for at in range(0, len(targets), chunk_size):
+        s = slice(at, at + chunk_size)
         nats = optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])
-        means.append((weights[s] * nats).sum() / weights[s].sum())
+        means.append((loss_mask[s] * nats).sum() / loss_mask[s].sum())
     return jnp.mean(jnp.array(means))
 """,
         ),
         (
             "last-chunk-half-lost",
             """
-def loss_in_chunks(hidden, table, targets, weights, chunk):
+def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     total = 0.0
-    for at in range(0, len(targets) - chunk + 1, chunk):
-        s = slice(at, at + chunk)
+    for at in range(0, len(targets) - chunk_size + 1, chunk_size):
+        s = slice(at, at + chunk_size)
         nats = optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])
-        total += (weights[s] * nats).sum()
-    return total / weights.sum()
+        total += (loss_mask[s] * nats).sum()
+    return total / loss_mask.sum()
 """,
         ),
         (
             "weights-forgotten",
             """
-def loss_in_chunks(hidden, table, targets, weights, chunk):
+def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     total = 0.0
-    for at in range(0, len(targets), chunk):
-        s = slice(at, at + chunk)
+    for at in range(0, len(targets), chunk_size):
+        s = slice(at, at + chunk_size)
         total += optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s]).sum()
     return total / len(targets)
 """,
@@ -184,11 +184,11 @@ def loss_in_chunks(hidden, table, targets, weights, chunk):
         (
             "divided-by-all-places",
             """
-def loss_in_chunks(hidden, table, targets, weights, chunk):
+def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     total = 0.0
-    for at in range(0, len(targets), chunk):
-        s = slice(at, at + chunk)
-        total += (weights[s] * optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])).sum()
+    for at in range(0, len(targets), chunk_size):
+        s = slice(at, at + chunk_size)
+        total += (loss_mask[s] * optax.softmax_cross_entropy_with_integer_labels(hidden[s] @ table.T, targets[s])).sum()
     return total / len(targets)
 """,
         ),
