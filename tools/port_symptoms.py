@@ -2,10 +2,10 @@
 
     python tools/port_symptoms.py
 
-Runs the chapter's cells that carry the tag `gallery` in profile cpu, which break SmolLM2 in every way of the gallery and
-examine each broken port with every probe (two minutes on two cores). What this file adds is words: a probe's question and
-price, a bug's explanation and repair, and a sentence for each reading. The chapter asserts that the file agrees with what
-it has just measured.
+Runs the chapter's cells that carry the tag `gallery` in profile cpu, which break SmolLM2 in every way of
+the gallery and examine each broken port with every probe (two minutes on two cores). What this file adds
+is words: a probe's question and price, a bug's explanation and repair, and a sentence for each reading.
+The chapter asserts that the file agrees with what it has just measured.
 """
 
 import importlib.metadata
@@ -20,22 +20,34 @@ CHAPTER = ROOT / "chapters" / "08_porting_weights.md"
 OUT = ROOT / "book" / "_static" / "widgets" / "port-detective.json"
 
 PROBES = [
-    ("text", "Read its text", 1, "What does it write, greedily, after “The lighthouse keeper climbed the stairs and”?"),
+    ("text", "Read its text", 1,
+     "What does it write, greedily, after “The lighthouse keeper climbed the stairs and”?"),
     ("loss", "Loss on a paragraph", 1, "How surprised is it by ordinary English, in nats per token?"),
-    ("weights-stats", "Statistics of the weights", 1, "Have all tensors the file's names, means and standard deviations?"),
+    ("weights-stats", "Statistics of the weights", 1,
+     "Have all tensors the file's names, means and standard deviations?"),
     ("logit-diff", "Logits against a reference", 2, "By how much, at most, does a logit differ from the reference's?"),
     ("top1", "Favourite token", 2, "At what share of positions is the most likely token the reference's?"),
     ("position-0", "Position 0 alone", 2, "By how much do the logits of the very first token differ?"),
-    ("norm-small", "RMSNorm of a small vector", 2, "What is the rms of a vector of rms 0.0001 after a norm without weight?"),
+    ("norm-small", "RMSNorm of a small vector", 2,
+     "What is the rms of a vector of rms 0.0001 after a norm without weight?"),
     ("position-curve", "Error along the text", 3, "How much larger is the error at positions 96–127 than at 1–4?"),
     ("hidden-layer", "Hidden states, block by block", 3, "Which is the first block whose output differs?"),
     ("rotation-off", "Rotation off", 3, "With every position set to 0, in both: how far apart are the logits?"),
-    ("rotation-back", "Rotation backwards", 3, "Negative positions here, the usual ones in the reference: how far apart?"),
+    ("rotation-back", "Rotation backwards", 3,
+     "Negative positions here, the usual ones in the reference: how far apart?"),
     ("first-part", "Inside the first block", 4, "Which is the first part of block 0 whose output differs?"),
 ]  # fmt: skip
 
 # Probes whose values a person tells apart by their kind alone ("noise", "rounding", "grows"), not by their exact value.
-BY_READING = ("text", "logit-diff", "top1", "position-0", "position-curve", "rotation-off", "rotation-back")
+BY_READING = (
+    "text",
+    "logit-diff",
+    "top1",
+    "position-0",
+    "position-curve",
+    "rotation-off",
+    "rotation-back",
+)
 
 BUGS = {
     "transposed": (
@@ -50,7 +62,8 @@ BUGS = {
     ),
     "interleaved": (
         "llama.cpp's row order kept",
-        "llama.cpp pairs rows 2i and 2i + 1 of a head, Hugging Face rows i and i + H/2; q and k were not put back in order.",
+        "llama.cpp pairs rows 2i and 2i + 1 of a head, Hugging Face rows i and i + H/2; "
+        "q and k were not put back in order.",
         "Undo the permutation of q_proj and k_proj when reading a Llama GGUF (Qwen2's has none).",
     ),
     "rope-base": (
@@ -112,23 +125,35 @@ def measure() -> dict:
 def reading(probe: str, value, healthy) -> str:
     """What a number says, in a short sentence; it names no bug."""
     if probe == "text":
-        return "The text a healthy port writes." if value == healthy else "Not the text a healthy port writes."
+        return (
+            "The text a healthy port writes."
+            if value == healthy
+            else "Not the text a healthy port writes."
+        )
     if probe == "loss":
         gap = value - healthy
         if abs(gap) < 0.005:
             return "As healthy: this probe sees nothing."
         if gap < 0.5:
             return f"{gap:+.2f} nats: easily taken for noise."
-        return f"{gap:+.1f} nats" + (": worse than guessing blindly, ln V = 10.8." if value > 10.8 else ".")
+        return f"{gap:+.1f} nats" + (
+            ": worse than guessing blindly, ln V = 10.8." if value > 10.8 else "."
+        )
     if probe == "weights-stats":
         blind = "Blind to order inside a tensor, to code and to settings."
         return blind if value == "all agree" else "The weights are not the file's."
     if probe == "top1":
         kinds = {0.999: "Always", 0.5: "Mostly", 0.2: "Sometimes", -1: "Hardly ever"}
-        return next(f"{word} the reference's favourite." for least, word in kinds.items() if value > least)
+        return next(
+            f"{word} the reference's favourite." for least, word in kinds.items() if value > least
+        )
     if probe == "norm-small":
         agrees = abs(value - healthy) < 0.001
-        return "As it should be." if agrees else f"Expected {healthy:.3g}: eps does not do what it should."
+        return (
+            "As it should be."
+            if agrees
+            else f"Expected {healthy:.3g}: eps does not do what it should."
+        )
     if probe == "position-curve":
         if value == 0:
             return "No error to follow."
@@ -136,15 +161,23 @@ def reading(probe: str, value, healthy) -> str:
             return "It is there at once, in full."
         return f"It {'grows' if value > 2 else 'shrinks'} along the text."
     if probe == "hidden-layer":
-        said = {"none": "All blocks agree.", "block 0": "Wrong from the first block on."}
-        return said.get(value, "The blocks before it agree.")
+        words = {"none": "All blocks agree.", "block 0": "Wrong from the first block on."}
+        return words.get(value, "The blocks before it agree.")
     if probe == "first-part":
         return "Block 0 is in order." if value == "none" else "What comes before it agrees."
     if probe == "rotation-back":
-        return "A perfect match, in a mirror." if value == 0 else "As different as a healthy port would be, or more."
+        return (
+            "A perfect match, in a mirror."
+            if value == 0
+            else "As different as a healthy port would be, or more."
+        )
     if value == 0:
         return "No more than rounding."
-    return "Far too much for rounding, too little to read in the text." if value < 0.1 else "Completely different."
+    return (
+        "Far too much for rounding, too little to read in the text."
+        if value < 0.1
+        else "Completely different."
+    )
 
 
 def main() -> None:
@@ -152,18 +185,20 @@ def main() -> None:
     symptoms, hub = space["symptoms"], space["hub"]
 
     def results(name: str) -> dict:
-        found = {}
+        readings = {}
         for probe, *_ in PROBES:
             value, healthy = (
                 x if isinstance(x, str) else float(f"{x:.3g}")
                 for x in (symptoms[name][probe], symptoms["healthy"][probe])
             )
-            found[probe] = {"value": value, "reading": reading(probe, value, healthy)}
-        found["position-curve"]["curve"] = [float(f"{x:.3g}") for x in symptoms[name]["curve"]]
-        return found
+            readings[probe] = {"value": value, "reading": reading(probe, value, healthy)}
+        readings["position-curve"]["curve"] = [float(f"{x:.3g}") for x in symptoms[name]["curve"]]
+        return readings
 
     if set(BUGS) != set(space["BUGS"]):
-        raise SystemExit(f"bugs: expected those of the chapter, found {sorted(set(BUGS) ^ set(space['BUGS']))}")
+        raise SystemExit(
+            f"bugs: expected those of the chapter, found {sorted(set(BUGS) ^ set(space['BUGS']))}"
+        )
     source = next(where for what, where in hub.SOURCES_USED if what == hub.SMOLLM2).split(";")[0]
     content = {
         "provenance": {
@@ -189,7 +224,9 @@ def main() -> None:
         "healthy": results("healthy"),
     }
     OUT.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    print(f"{OUT.relative_to(ROOT)}: {len(BUGS)} bugs, {len(PROBES)} probes, {OUT.stat().st_size:,} bytes")
+    print(
+        f"{OUT.relative_to(ROOT)}: {len(BUGS)} bugs, {len(PROBES)} probes, {OUT.stat().st_size:,} bytes"
+    )
 
 
 if __name__ == "__main__":
