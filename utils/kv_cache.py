@@ -1,7 +1,8 @@
 """The KV cache: keys and values of the tokens already read, so that a new token costs its own work alone.
 
-A cache is a list with an entry for each layer; place s of an entry belongs to the token at position s. Arrays are never changed
-in place: `update` returns the new ones, and under `jax.jit` with the cache donated XLA writes them over the old.
+A cache is a list with an entry for each layer; place s of an entry belongs to the token at position s. Arrays are
+never changed in place: `update` returns the new ones, and under `jax.jit` with the cache donated XLA writes them over
+the old.
 """
 
 from typing import NamedTuple

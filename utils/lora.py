@@ -348,7 +348,8 @@ def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
         elif a.merged:
             why = "is merged already; merging twice would add the change twice"
         elif not jnp.issubdtype(dtype, jnp.floating):
-            why = f"the base is quantised ({dtype}) and cannot take the change: dequantise it first, or keep the adapter unmerged"
+            why = f"the base is quantised ({dtype}) and cannot take the change: "
+            why += "dequantise it first, or keep the adapter unmerged"
         if why:
             raise CourseError(f"{path}: merge: {why}")
     for a in adapted.values():

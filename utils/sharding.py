@@ -1,9 +1,9 @@
 """Sharding: which device keeps which part of which array.
 
-A mesh is a grid of devices with two named axes. Along `fsdp` every device keeps a part of each weight and all-gathers the rest
-for the moment it is used; the batch is split along it too. Along `tp` (tensor parallel) every device keeps whole heads and
-whole MLP features and computes with those alone. One table of rules, matched by the last names of a parameter's path, says
-which dimension lies along which axis: for weights, adapters and the optimiser's state alike.
+A mesh is a grid of devices with two named axes. Along `fsdp` every device keeps a part of each weight and all-gathers
+the rest for the moment it is used; the batch is split along it too. Along `tp` (tensor parallel) every device keeps
+whole heads and whole MLP features and computes with those alone. One table of rules, matched by the last names of a
+parameter's path, says which dimension lies along which axis: for weights, adapters and the optimiser's state alike.
 
     mesh = sharding.make_mesh(fsdp=4, tp=2)
     model = hf.weights.load(name, mesh=mesh); lora.inject(model, ...); sharding.shard(model, mesh)
@@ -215,8 +215,8 @@ def constrain(x: Array, *axes: str | None) -> Array:
 def all_gather(params: Any, config=None, prefix: str = "") -> Any:
     """Parameters as a layer uses them: all-gathered along `fsdp`, still split along `tp`.
 
-    In the backward pass their gradients are reduce-scattered, into the layout the parameters have. `prefix` is the name of the
-    layer where the tree has none, such as "lm_head.".
+    In the backward pass their gradients are reduce-scattered, into the layout the parameters have. `prefix` is the
+    name of the layer where the tree has none, such as "lm_head.".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -19,9 +19,7 @@ from utils.kernels.precision import (
 __all__ = ["activation_dtype", "compiling_for", "mixed_precision_einsum", "on_cpu", "platform"]
 
 
-def linear(
-    x: Float[Array, "*batch in"], weight: Array
-) -> Float[Array, "*batch out"]:
+def linear(x: Float[Array, "*batch in"], weight: Array) -> Float[Array, "*batch out"]:
     """W x for every x, multiplied in the narrower of the two dtypes, returned in x's."""
     if on_cpu():
         return cpu.linear(x, weight)
@@ -44,8 +42,8 @@ def write_positions(
     rows = jnp.arange(len(positions))[:, None]
     new = jnp.moveaxis(new, axis, 1)  # as the indices below want it: [B, T, the other axes]
     if positions.size == 1 and on_cpu():
-        # Written twice: a scatter of one entry becomes a slice update, which XLA's CPU backend fuses with its reader, and for
-        # that copies the cache.
+        # Written twice: a scatter of one entry becomes a slice update, which XLA's CPU backend fuses with its reader,
+        # and for that copies the cache.
         new, rows, positions = (jnp.concatenate([a, a]) for a in (new, rows, positions))
     between = [slice(None)] * (axis - 1)
     return cache.at[(rows, *between, positions)].set(new, mode="clip")
@@ -61,7 +59,7 @@ def scan_unroll(num_layers: int, param_dtype) -> int:
 
 
 def decoding_layout(model, batch_size: int) -> str:
-    """The layout in which a model decodes this many rows: "stacked", the model as it is, one copy of the base for everything.
+    """The layout in which a model decodes this many rows: "stacked", the model as it is, one copy of the base for all.
 
     On a CPU a Transformer has its own, `cpu.unrolled` or, for a few rows of bfloat16, `cpu.packed`, beside the model.
     """

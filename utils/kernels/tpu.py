@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Without it the compiler brings some layers' caches into its fast memory (VMEM) whole, to write one token there, and copies them
-# back: decoding R1's shape at 32,768 places then accesses 1.18 times its weights and cache, with it 1.04 times.
+# Without it the compiler brings some layers' caches into its fast memory (VMEM) whole, to write one token there, and
+# copies them back: decoding R1's shape at 32,768 places then accesses 1.18 times its weights and cache, with it 1.04
+# times.
 DECODE_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": 0.6}
 
 
