@@ -429,8 +429,7 @@ def generate(
     tiktoken encoding or `hf.hub.tokenizer(...)`. Raises `CourseError` for a prompt or a length that does not fit, or a
     tokenizer that is not the model's.
     """
-    for _, rows in _run(model, tok, prompts, max_new_tokens, Options(**options)):
-        pass
+    *_, (_, rows) = _run(model, tok, prompts, max_new_tokens, Options(**options))
     return [Completion(row.text, row.ids, row.finish_reason) for row in rows]
 
 

@@ -315,7 +315,7 @@ class Transformer(nnx.Module):
         return self.logits(x) if cache is None else (self.logits(x), cache)
 
     def hidden_states(self, tokens: Tokens) -> Float[Array, "_ B T D"]:
-        """[L + 1, B, T, D], as transformers' `output_hidden_states`: embedding, then x after each block, the last normalised."""
+        """What transformers calls `output_hidden_states`: the embedding, then x after each block, the last normalised."""
         last, states = self.model(tokens, output_hidden_states=True)
         embedded = self.model.embed_tokens(tokens).astype(states.dtype)
         return jnp.concatenate([embedded[None], states[:-1], last[None]])
