@@ -205,3 +205,20 @@ def test_a_planted_solution_is_found():
     tail = body.replace("if at < climb:", "total = 7") + "\nprint(top * (low + (1 - low) * down))\n"
     assert any("exercise 4.2" in line for line in held(source + tail, answers))
     assert held("def f(x):\n    return x + 1\n", answers) == []
+
+
+@pytest.mark.parametrize(
+    "right, is_calculated",
+    [
+        ("[2, 4]", False),
+        ("library(x)", False),
+        ("2 * x", True),
+        ("base + 3 * y", True),
+        ("jnp.dot(x, x)", True),
+    ],
+)
+def test_a_calculated_value_is_found(right, is_calculated):
+    code = (
+        f"def check(learner):\n    base, y = 7, 2 * x\n    expect_close(call(learner, x), {right})"
+    )
+    assert bool(calculated(ast.parse(code).body[0])) == is_calculated
