@@ -17,7 +17,7 @@ def conversation_mask(roles):
 """,
         ),
         (
-            "one-weight-too-many",
+            "one-entry-too-many",
             """
 def conversation_mask(roles):
     return np.array([role in ("answer", "end") for role in roles], np.float32)
@@ -32,7 +32,7 @@ def conversation_mask(roles):
 """,
         ),
         (
-            "user-is-graded",
+            "user-in-the-loss",
             """
 def conversation_mask(roles):
     return np.array([role != "template" for role in roles[1:]], np.float32)
@@ -79,7 +79,7 @@ def cut(ids, prompt, max_seq_length):
 """,
         ),
         (
-            "nothing-graded",
+            "no-completion-left",
             """
 def cut(ids, prompt, max_seq_length):
     return ids[: max_seq_length + 1]
@@ -123,7 +123,7 @@ def by_example(nats, segment_ids, loss_mask):
 """,
         ),
         (
-            "divided-by-all-places",
+            "divided-by-all-positions",
             """
 def by_example(nats, segment_ids, loss_mask):
     return [float((nats * loss_mask)[segment_ids == n].mean()) for n in range(1, segment_ids.max() + 1)]
@@ -171,7 +171,7 @@ def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
 """,
         ),
         (
-            "weights-forgotten",
+            "mask-forgotten",
             """
 def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     total = 0.0
@@ -182,7 +182,7 @@ def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
 """,
         ),
         (
-            "divided-by-all-places",
+            "divided-by-all-positions",
             """
 def loss_in_chunks(hidden, table, targets, loss_mask, chunk_size):
     total = 0.0

@@ -17,52 +17,52 @@ from utils.course.checks import (
 
 
 @exercise("11.1")
-def conversation_weights(learner):
+def conversation_mask(learner):
     turn = ["template", "user", "user", "template", "answer", "answer", "end"]
     roles = [*turn, "template", "user", "template", "answer", "end"]
     right = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1])
-    loss_mask = array(call(learner, list(roles)), "the weights")
+    loss_mask = array(call(learner, list(roles)), "the loss mask")
     expect(
         len(np.atleast_1d(loss_mask)) != len(roles),
-        "one-weight-too-many",
-        "this has a weight for each token",
+        "one-entry-too-many",
+        "this has an entry for each token",
         "the number of targets: N - 1",
     )
     expect_close(
         loss_mask,
         right,
-        "the weights",
+        "the loss mask",
         axes="[N - 1]",
         unlike={
             "inputs-not-targets": (
                 [0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1],
                 "these are the roles of the inputs",
-                "the target at place t, which is token t + 1",
+                "the target at position t, which is token t + 1",
             ),
             "end-never-learned": (
                 [0, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0],
-                "the ends of the answers are not graded",
+                "the ends of the answers are not in the loss",
                 "the role end",
             ),
-            "user-is-graded": (
+            "user-in-the-loss": (
                 [1, 1, 0, 1, 1, 1, 0, 1, 0, 1, 1],
-                "the user's words are graded too",
+                "the user's words are in the loss too",
                 "what the model never has to write",
             ),
-            "everything": (np.ones(11), "every target is graded", "which roles count"),
+            "everything": (np.ones(11), "every target is in the loss", "which roles count"),
             "last-answer-only": (
                 np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]),
-                "only the last answer is graded",
+                "only the last answer is in the loss",
                 "the first answer",
             ),
             "upside-down": (
                 1 - right,
-                "what should be graded is not, and the other way round",
+                "what should be in the loss is not, and the other way round",
                 "which roles count",
             ),
         },
     )
-    return "All answers and their ends are graded, and nothing else"
+    return "All answers and their ends are in the loss, and nothing else"
 
 
 @exercise("11.2")
@@ -71,7 +71,7 @@ def combined(learner):
     expect_close(
         call(learner, means, counts),
         1.1,
-        "the loss of parts with 10, 90 and 0 graded tokens",
+        "the loss of parts with 10, 90 and 0 completion tokens",
         unlike={
             "mean-of-means": (1.0, "each part counts alike, whatever it holds", "the counts"),
             "mean-of-nonempty-means": (
@@ -82,12 +82,12 @@ def combined(learner):
             "sum-not-mean": (
                 110.0,
                 "this is the sum of the nats",
-                "the number of all graded tokens",
+                "the number of all completion tokens",
             ),
             "divided-by-parts": (
                 110 / 3,
                 "the nats are divided by the number of parts",
-                "the number of graded tokens",
+                "the number of completion tokens",
             ),
         },
     )
@@ -98,27 +98,27 @@ def combined(learner):
 def cut(learner):
     ids, prompt = list(range(100, 110)) + [2], 4  # 4 tokens of prompt, 6 of answer, and the end
 
-    def of(window: int):
+    def of(max_seq_length: int):
         # The first call is one whose answer must not be None, so that a stub is seen as one.
-        run = call if window == 50 else lambda function, *given: function(*given)
-        kept = run(learner, list(ids), prompt, window)
+        run = call if max_seq_length == 50 else lambda function, *given: function(*given)
+        kept = run(learner, list(ids), prompt, max_seq_length)
         return (
             None
             if kept is None
-            else array(kept, f"the tokens for a window of {window}").astype(int).tolist()
+            else array(kept, f"the tokens for a row of {max_seq_length}").astype(int).tolist()
         )
 
     expect(
         of(50) == ids,
         "cuts-what-fits",
         "an example that fits comes back as it is",
-        "a window of 50",
+        "a row of 50",
     )
     short = of(7)
     expect(
         short is not None,
         "skips-what-can-be-cut",
-        "with a window of 7 there is an answer left",
+        "with a row of 7 there is an answer left",
         "when it is None",
     )
     expect(
@@ -139,33 +139,33 @@ def cut(learner):
         "a row of 7 inputs has 7 targets, so 8 tokens fit",
         "inputs and tokens",
     )
-    expect(short != ids, "not-cut", "this is longer than the window", "the window")
+    expect(short != ids, "not-cut", "this is longer than the row", "max_seq_length")
     expect(
         len(short) == 8,
         "wrong-length",
-        f"expected 8 tokens for a window of 7, found {len(short)}",
+        f"expected 8 tokens for a row of 7, found {len(short)}",
         "the slice",
     )
     expect(
         of(10) == ids,
         "cuts-what-fits",
-        "11 tokens have 10 inputs: they fit a window of 10",
+        "11 tokens have 10 inputs: they fit a row of 10",
         "inputs and tokens",
     )
     expect(
         of(3) is None,
-        "nothing-graded",
-        "a window of 3 holds no token of the answer",
-        "when nothing graded is left",
+        "no-completion-left",
+        "a row of 3 holds no token of the answer",
+        "when no completion token is left",
     )
     one = of(4)
     expect(
         one == ids[:5],
         "skips-the-last-chance",
-        "with a window of 4 the answer's first token is still a target",
+        "with a row of 4 the answer's first token is still a target",
         "4",
     )
-    return "Cut at the window, without an end, and skipped where no answer is left"
+    return "Cut at the row's end, without an end-of-text, and skipped where no answer is left"
 
 
 @exercise("11.4")
@@ -186,18 +186,18 @@ def by_example(learner):
         unlike={
             "prompt-counted": (
                 [3, 5.666667, 4],
-                "places that are not graded count too",
-                "the weights",
+                "positions that are not in the loss count too",
+                "the loss mask",
             ),
-            "divided-by-all-places": (
+            "divided-by-all-positions": (
                 [1.25, 3, 1],
-                "graded nats are divided by all places of the example",
-                "the number of graded places",
+                "the nats are divided by all positions of the example",
+                "the number of positions in the loss",
             ),
             "sum-not-mean": (
                 [5, 9, 3],
                 "these are sums",
-                "the number of graded places",
+                "the number of positions in the loss",
             ),
         },
     )
@@ -223,18 +223,18 @@ def loss_in_chunks(learner):
         unlike={
             "mean-of-means": (
                 4.2047750,
-                "each chunk counts alike, whatever is graded in it",
+                "each chunk counts alike, however many of its tokens are in the loss",
                 "where you divide",
             ),
-            "weights-forgotten": (4.6747327, "every place counts", "the weights"),
-            "divided-by-all-places": (
+            "mask-forgotten": (4.6747327, "every position counts", "the loss mask"),
+            "divided-by-all-positions": (
                 2.8782311,
-                "graded nats are divided by all places",
-                "the sum of the weights",
+                "the nats are divided by all positions",
+                "the sum of the loss mask",
             ),
             "last-chunk-lost": (3.5006402, "the last, shorter chunk is missing", "T = 10"),
             "last-chunk-half-lost": (2.5004573, "the last, shorter chunk is missing", "T = 10"),
-            "sum-not-mean": (28.782311, "this is the sum of the nats", "the sum of the weights"),
+            "sum-not-mean": (28.782311, "this is the sum of the nats", "the sum of the loss mask"),
         },
     )
     traced = jax.make_jaxpr(lambda h: learner(h, table, targets, loss_mask, chunk))(hidden)
