@@ -43,7 +43,9 @@ def check_out(commit: str, folder: str) -> str:
     """Put the commit's files into the folder; returns its full name."""
     git = ["git", "-C", str(ROOT)]
     name = subprocess.run(
-        [*git, "rev-parse", "--verify", f"{commit}^{{commit}}"], stdout=subprocess.PIPE, text=True
+        [*git, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     if name.returncode:
         raise SystemExit(f"--commit {commit}: expected a commit of this repository")

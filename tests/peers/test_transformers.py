@@ -34,7 +34,9 @@ def test_the_references_are_what_transformers_computes_today(name, peer):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_we_save_loads_in_transformers_bit_for_bit(name, shard_bytes, tmp_path, peer):
     weights.save(weights.load(folder_of(name)), tmp_path / "out", shard_bytes=shard_bytes)
-    saved, original = (peer.checkpoint(folder=folder) for folder in (tmp_path / "out", folder_of(name)))
+    saved, original = (
+        peer.checkpoint(folder=folder) for folder in (tmp_path / "out", folder_of(name))
+    )
     assert saved["dtype"] == original["dtype"]
     assert saved["dtypes"] == original["dtypes"]  # by name, so no tensor is missing and none is new
     for key, stored in original["bytes"].items():
@@ -92,5 +94,7 @@ def test_transformers_reads_the_same_weights_from_a_gguf_file(arch, tied, tmp_pa
 
 
 def test_checkpoints_are_named_in_the_readme():
-    text = "".join((home / "README.md").read_text() for home in (checkpoints.HOME, checkpoints.MODELS))
+    text = "".join(
+        (home / "README.md").read_text() for home in (checkpoints.HOME, checkpoints.MODELS)
+    )
     assert all(f"`{name}`" in text for name in (*checkpoints.NAMES, *checkpoints.ADAPTERS))
