@@ -160,7 +160,7 @@ def min_cache_length(lengths, new):
 """,
         ),
         (
-            "place-for-the-last",
+            "slot-for-the-last",
             """
 def read_positions(lengths, generated):
     return lengths - 1 + generated

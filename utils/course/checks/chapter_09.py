@@ -273,7 +273,7 @@ def positions(read_positions, min_cache_length):
             ),
             "the-longest-for-all": (
                 [7, 7, 7],
-                "a short row skips the places of its padding",
+                "a short row skips the slots of its padding",
                 "each row's own length",
             ),
         },
@@ -290,14 +290,14 @@ def positions(read_positions, min_cache_length):
         11,
         "the cache length",
         unlike={
-            "place-for-the-last": (
+            "slot-for-the-last": (
                 12,
                 "one more than needed",
                 "whether anybody reads the last new token",
             ),
             "shortest-row": (7, "the longest row does not fit", "the row that needs most"),
-            "all-rows-together": (26, "each row has a cache of its own", "places per row"),
-            "rows-multiplied": (33, "these are the places of all rows", "places per row"),
+            "all-rows-together": (26, "rows have slots of their own", "slots per row"),
+            "rows-multiplied": (33, "these are the slots of all rows", "slots per row"),
         },
     )
     expect_close(
@@ -305,7 +305,7 @@ def positions(read_positions, min_cache_length):
         1,
         "the cache length for one token after a prompt of one",
     )
-    return "Token and position agree in every row"
+    return "Token and slot agree in every row"
 
 
 @exercise("9.6")
