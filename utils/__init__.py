@@ -22,3 +22,8 @@ __version__ = "0.1.0"
 
 class CourseError(ValueError):
     """Bad input. The message is one line: what was expected, what was found, what to do."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, to put into one of ours; its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

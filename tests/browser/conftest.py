@@ -39,7 +39,12 @@ def site_folder() -> Path:
 def find_chromium() -> str | None:
     """CHROMIUM, else the system's."""
     named = os.environ.get("CHROMIUM")
-    return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        named
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 def give_up(reason: str) -> None:
@@ -59,7 +64,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def served(folder: Path):
     """The address of a folder that is served on a free port meanwhile."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -85,7 +92,9 @@ def address(site: Path):
 @pytest.fixture(scope="session")
 def browser(site: Path):
     """A headless Chromium."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: run `make install`")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: run `make install`"
+    )
     path = find_chromium()
     if path is None or not Path(path).exists():
         give_up("no Chromium found: install the package `chromium`, or set CHROMIUM to its path")
@@ -129,10 +138,14 @@ def opened(browser, address: str, scheme: str = "light"):
     page = context.new_page()
     page.set_default_timeout(5000)
     page.said, page.asked = [], []
-    page.on("console", lambda m: page.said.append(m.text) if m.type in ("error", "warning") else None)
+    page.on(
+        "console", lambda m: page.said.append(m.text) if m.type in ("error", "warning") else None
+    )
     page.on("request", lambda r: page.asked.append(r.url))
     page.goto(address)
-    page.wait_for_function("[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state === 'ready')")
+    page.wait_for_function(
+        "[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state === 'ready')"
+    )
     return context, page
 
 
@@ -151,7 +164,9 @@ def pages_of(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     found = [p.relative_to(folder).as_posix() for p in folder.rglob("*.html")]
-    return sorted(p for p in found if not p.startswith(("_static/", "_sources/")) and p != "index.html")
+    return sorted(
+        p for p in found if not p.startswith(("_static/", "_sources/")) and p != "index.html"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -28,7 +28,9 @@ def build(notebook: Path) -> tuple[Path, str]:
     (folder / "chapters").mkdir(parents=True)
     for name in ("book", "utils", "tools"):
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
     for name in ("_config.yml", "pyproject.toml"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, folder / name)
@@ -40,7 +42,13 @@ def build(notebook: Path) -> tuple[Path, str]:
         toc += f"  - caption: Preview\n    chapters:\n      - file: chapters/{notebook.stem}\n"
     (folder / "_toc.yml").write_text(toc, "utf8")
     result = subprocess.run(
-        [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(folder)],
+        [
+            sys.executable,
+            "-c",
+            "from jupyter_book.cli.main import main; main()",
+            "build",
+            str(folder),
+        ],
         capture_output=True,
         text=True,
     )
@@ -61,7 +69,9 @@ def shots(site: Path, page_path: str, target: Path) -> list[Path]:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         for width, height in ((390, 844), (1440, 900)):
             for theme in ("light", "dark"):
-                context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+                context = browser.new_context(
+                    viewport={"width": width, "height": height}, color_scheme=theme
+                )
                 page = context.new_page()
                 page.goto(f"{url}/{page_path}")
                 page.wait_for_load_state("networkidle")

@@ -41,13 +41,25 @@ def in_package(width: int, rank: int, depth: int, targets: list[str]) -> dict[st
 
     from utils import lora, minigpt
 
-    config = minigpt.Config(vocab_size=2048, max_position_embeddings=256, hidden_size=width, num_hidden_layers=depth, num_attention_heads=4, intermediate_size=4 * width)
+    config = minigpt.Config(
+        vocab_size=2048,
+        max_position_embeddings=256,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        intermediate_size=4 * width,
+    )
 
     def make():
-        return lora.inject(minigpt.MiniGPT(config, rngs=nnx.Rngs(0)), rank=rank, target_modules=targets, rngs=nnx.Rngs(0))
+        return lora.inject(
+            minigpt.MiniGPT(config, rngs=nnx.Rngs(0)),
+            rank=rank,
+            target_modules=targets,
+            rngs=nnx.Rngs(0),
+        )
 
     counts = lora.count(nnx.eval_shape(make))
-    assert counts.base == minigpt.count_parameters(config)["total"]
+    assert counts.base == config.count_parameters()["total"]
     return {
         "adapter": counts.adapter,
         "base": counts.base,
@@ -55,7 +67,7 @@ def in_package(width: int, rank: int, depth: int, targets: list[str]) -> dict[st
         "optimizer_bytes": counts.optimizer_bytes,
         "full_optimizer_bytes": 8 * counts.base,
         "adapter_flops": counts.flops_per_token,
-        "base_flops": minigpt.flops_per_token(config),
+        "base_flops": config.flops_per_token(),
     }
 
 
@@ -70,7 +82,9 @@ def in_package(width: int, rank: int, depth: int, targets: list[str]) -> dict[st
 )
 def test_calculator_equals_the_package(page, width, rank, depth, targets):
     state = {"width": width, "rank": rank, "depth": depth, "targets": targets}
-    assert page.evaluate("state => Course.loraCost(state)", state) == in_package(width, rank, depth, targets)
+    assert page.evaluate("state => Course.loraCost(state)", state) == in_package(
+        width, rank, depth, targets
+    )
 
 
 def test_calculator_by_keyboard(page):
@@ -78,7 +92,10 @@ def test_calculator_by_keyboard(page):
     root = page.locator(".widget-lora-calculator")
     cost = in_package(144, 8, 4, ["q_proj", "v_proj"])
     assert json.loads(root.get_attribute("data-cost")) == cost
-    assert f"{cost['adapter']:,} of {cost['base']:,} parameters" in root.locator(".lora-numbers").inner_text()
+    assert (
+        f"{cost['adapter']:,} of {cost['base']:,} parameters"
+        in root.locator(".lora-numbers").inner_text()
+    )
     root.locator("[data-slider=rank]").focus()
     page.keyboard.press("ArrowRight")
     root.locator("input[value=up_proj]").focus()
@@ -94,7 +111,11 @@ def test_calculator_by_keyboard(page):
 
 def numpy_bench(A, B, steps: int, frozen=()) -> list[float]:
     """The bench again, in NumPy."""
-    W, x, target = np.array([[0.6, -0.4, 0.2], [-0.3, 0.5, 0.7]]), np.array([1, -0.5, 2]), np.array([1, -1])
+    W, x, target = (
+        np.array([[0.6, -0.4, 0.2], [-0.3, 0.5, 0.7]]),
+        np.array([1, -0.5, 2]),
+        np.array([1, -1]),
+    )
     losses = []
     for _ in range(steps + 1):
         g = W @ x + 2 * B @ (A @ x) - target
@@ -111,7 +132,12 @@ def numpy_bench(A, B, steps: int, frozen=()) -> list[float]:
         ("zero", "drawn", "", "A moves: its gradient contains B, which is not zero. B stays"),
         ("zero", "zero", "", "A stays: its gradient contains B, and B is zero. B stays"),
         ("drawn", "drawn", "", "A moves: its gradient contains B, which is not zero. B moves"),
-        ("drawn", "zero", "B", "A stays: its gradient contains B, and B is zero. B stays: it is frozen"),
+        (
+            "drawn",
+            "zero",
+            "B",
+            "A stays: its gradient contains B, and B is zero. B stays: it is frozen",
+        ),
     ],
 )
 def test_step0(page, a, b, frozen, said):
@@ -127,9 +153,14 @@ def test_step0(page, a, b, frozen, said):
     page.keyboard.press("Enter")
     assert said in root.locator(".step0-answer").inner_text()
     page.keyboard.press("Enter")
-    drawn = {"A": np.array([[0.4, -0.3, 0.5], [-0.5, 0.1, 0.3]]), "B": np.array([[0.5, -0.2], [0.3, 0.6]])}
+    drawn = {
+        "A": np.array([[0.4, -0.3, 0.5], [-0.5, 0.1, 0.3]]),
+        "B": np.array([[0.5, -0.2], [0.3, 0.6]]),
+    }
     A, B = (drawn[name] * (value == "drawn") for name, value in (("A", a), ("B", b)))
-    np.testing.assert_allclose(json.loads(root.get_attribute("data-losses")), numpy_bench(A, B, 2, frozen), atol=1e-12)
+    np.testing.assert_allclose(
+        json.loads(root.get_attribute("data-losses")), numpy_bench(A, B, 2, frozen), atol=1e-12
+    )
 
 
 def test_rank_slider(page):
@@ -138,15 +169,24 @@ def test_rank_slider(page):
     slider = root.get_by_role("slider")
     slider.focus()
     fills = "r => [...r.querySelectorAll('svg')].map((s) => [...s.children].map((c) => c.getAttribute('fill-opacity')))"
-    for key, rank, share, loss in (("Home", 0, 0, 3.0), ("ArrowRight", 1, 80, 2.5), ("End", 2, 100, 2.0)):
+    for key, rank, share, loss in (
+        ("Home", 0, 0, 3.0),
+        ("ArrowRight", 1, 80, 2.5),
+        ("End", 2, 100, 2.0),
+    ):
         page.keyboard.press(key)
         text = root.locator(".widget-numbers").inner_text()
-        assert re.search(rf"Rank {rank}: {share}% .* the loss is {loss:.3f}; base 3\.000, fully tuned 2\.000", text), (
-            text
-        )
+        assert re.search(
+            rf"Rank {rank}: {share}% .* the loss is {loss:.3f}; base 3\.000, fully tuned 2\.000",
+            text,
+        ), text
         kept, whole = root.evaluate(fills)
         assert (kept == whole) == (rank == 2)
-    found = page.evaluate("([u, v]) => Course.rankSlider.product(u, v, 1)", [RECORDED["u"], RECORDED["v"]])
-    np.testing.assert_allclose(found, np.array(RECORDED["u"])[:, :1] @ np.array(RECORDED["v"])[:, :1].T)
+    found = page.evaluate(
+        "([u, v]) => Course.rankSlider.product(u, v, 1)", [RECORDED["u"], RECORDED["v"]]
+    )
+    np.testing.assert_allclose(
+        found, np.array(RECORDED["u"])[:, :1] @ np.array(RECORDED["v"])[:, :1].T
+    )
     between = page.evaluate("Course.rankSlider.lossAt([0, 1, 4, 16], [3, 2.5, 2, 1], 8)")
     assert between["measured"] is False and between["value"] == pytest.approx(1.5)

@@ -22,7 +22,9 @@ def bench(site, tmp_path_factory):
     return bench_page(tmp_path_factory.mktemp("bench"), site, body)
 
 
-ESTIMATE = "([model, asked]) => Course.meshPlanner.estimate(Course.meshPlanner.MODELS[model], asked)"
+ESTIMATE = (
+    "([model, asked]) => Course.meshPlanner.estimate(Course.meshPlanner.MODELS[model], asked)"
+)
 REFUSAL = "([model, asked]) => Course.meshPlanner.refusal(Course.meshPlanner.MODELS[model], asked)"
 
 
@@ -32,7 +34,9 @@ def test_every_recorded_plan(page):
     for row in ROWS:
         found = page.evaluate(ESTIMATE, [row["setting"]["model"], sizes(row)])
         assert found == plan.estimate(config(row), **sizes(row)), row["setting"]
-        assert sum(found.values()) == pytest.approx(row["bytes_per_chip"]["peak"], rel=0.15), row["setting"]
+        assert sum(found.values()) == pytest.approx(row["bytes_per_chip"]["peak"], rel=0.15), row[
+            "setting"
+        ]
 
 
 def test_sizes_are_those_of_the_recording(page):
@@ -41,9 +45,18 @@ def test_sizes_are_those_of_the_recording(page):
     assert set(models) == set(known)
     for name, sizes in models.items():
         made = known[name]
-        assert sizes == {size: getattr(made, size) for size in sizes} and not (made.o_proj_bias or made.mlp_bias)
+        assert sizes == {size: getattr(made, size) for size in sizes} and not (
+            made.o_proj_bias or made.mlp_bias
+        )
         for fsdp, tp in ((1, 1), (4, 1), (4, 2), (2, 4), (8, 1)):
-            options = dict(batch_size=16, seq_len=4096, rank=32, fsdp=fsdp, tp=tp, gradient_checkpointing=fsdp > 2)
+            options = dict(
+                batch_size=16,
+                seq_len=4096,
+                rank=32,
+                fsdp=fsdp,
+                tp=tp,
+                gradient_checkpointing=fsdp > 2,
+            )
             try:
                 expected = plan.estimate(made, **options)
             except CourseError as refused:
@@ -62,12 +75,16 @@ def test_by_keyboard(page):
     """Tab to a box and type; the verdict, the terms and the refusal follow."""
     root = page.locator(".widget-mesh-planner")
     r1 = config(next(row for row in ROWS if row["setting"]["model"].endswith("Qwen-1.5B")))
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=16, seq_len=2048, fsdp=8)
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(
+        r1, batch_size=16, seq_len=2048, fsdp=8
+    )
     assert root.locator(".planner-verdict").inner_text().startswith("Fits: ")
     chips = root.locator("[data-choice=slice]")
     chips.focus()
     page.keyboard.press("ArrowUp")  # v5e-4
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=16, seq_len=2048, fsdp=4)
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(
+        r1, batch_size=16, seq_len=2048, fsdp=4
+    )
     page.keyboard.press("ArrowUp")  # v5e-1
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
@@ -76,7 +93,9 @@ def test_by_keyboard(page):
     assert root.locator(".planner-limit").is_visible()
     root.locator("[data-choice=gradient_checkpointing]").focus()
     page.keyboard.press("Space")
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(r1, batch_size=128, seq_len=2048, gradient_checkpointing=False)
+    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(
+        r1, batch_size=128, seq_len=2048, gradient_checkpointing=False
+    )
 
 
 def test_refusals_name_the_axis(page):
@@ -88,9 +107,15 @@ def test_refusals_name_the_axis(page):
     assert said == "Refused. num_attention_heads: 12 does not divide over tp=8."
     root.locator("[data-choice=tp]").select_option("1")
     root.locator("[data-choice=batch_size]").select_option("4")
-    assert "batch_size: 4 rows do not divide over fsdp=8" in root.locator(".planner-verdict").inner_text()
+    assert (
+        "batch_size: 4 rows do not divide over fsdp=8"
+        in root.locator(".planner-verdict").inner_text()
+    )
     root.locator("[data-choice=slice]").select_option("v5e-1")  # a slice with fewer meshes
-    assert root.locator("[data-choice=tp]").input_value() == "1" and root.get_attribute("data-refused") == ""
+    assert (
+        root.locator("[data-choice=tp]").input_value() == "1"
+        and root.get_attribute("data-refused") == ""
+    )
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

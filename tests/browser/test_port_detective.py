@@ -29,7 +29,9 @@ def bench(site, data, tmp_path_factory):
     folder = bench_page(tmp_path_factory.mktemp("bench"), site, body, port_detective_data=data)
     everything = sum(probe["cost"] for probe in data["probes"])
     rich = f"""data-widget="port-detective" data-config='{{"budget": {everything}}}'"""
-    (folder / "all.html").write_text(PAGE % body.replace('data-widget="port-detective"', rich), "utf8")
+    (folder / "all.html").write_text(
+        PAGE % body.replace('data-widget="port-detective"', rich), "utf8"
+    )
     return folder
 
 
@@ -56,7 +58,9 @@ def test_every_case_shows_what_was_measured(browser, bench_address, data):
         page.locator(".detective-case").press("Enter")
         left = sum(probe["cost"] for probe in data["probes"])
         assert int(page.locator(".widget").get_attribute("data-left")) == left
-        page.evaluate("document.querySelectorAll('[data-probe]').forEach((button) => button.click())")
+        page.evaluate(
+            "document.querySelectorAll('[data-probe]').forEach((button) => button.click())"
+        )
         assert int(page.locator(".widget").get_attribute("data-left")) == 0
         rows = page.evaluate("""[...document.querySelectorAll('.detective-probes li')].map((row) => [
             ...['.detective-here', '.detective-healthy', 'p'].map((s) => row.querySelector(s).textContent)])""")
@@ -78,7 +82,9 @@ def test_a_case_by_keyboard(page, data):
     assert page.evaluate("document.activeElement.dataset.probe") == data["probes"][0]["id"]
     page.keyboard.press("Enter")
     assert data["probes"][0]["name"] in said.inner_text()
-    assert page.evaluate("document.activeElement.dataset.probe") == data["probes"][0]["id"], "the focus is lost"
+    assert page.evaluate("document.activeElement.dataset.probe") == data["probes"][0]["id"], (
+        "the focus is lost"
+    )
     for _ in data["probes"]:  # over the other probes to the suspects
         page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.type") == "radio"
@@ -95,7 +101,11 @@ def test_a_case_by_keyboard(page, data):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     text = said.inner_text()
-    assert text.startswith(f"Right: {bug['name']}.") and bug["explanation"] in text and bug["fix"] in text
+    assert (
+        text.startswith(f"Right: {bug['name']}.")
+        and bug["explanation"] in text
+        and bug["fix"] in text
+    )
     assert page.evaluate("document.activeElement.textContent") == "Next case"
     page.keyboard.press("Enter")
     assert page.locator(".widget").get_attribute("data-verdict") is None
@@ -118,14 +128,22 @@ def test_the_points_end(page, data):
 
 def test_the_budget_is_enough_for_proof(page, data):
     """Some probes within the budget tell every two bugs apart, and no fewer points do."""
-    least, budget = page.evaluate("d => [Course.portDetective.leastCost(d), Course.portDetective.budgetFor(d)]", data)
+    least, budget = page.evaluate(
+        "d => [Course.portDetective.leastCost(d), Course.portDetective.budgetFor(d)]", data
+    )
 
     def apart(chosen) -> bool:
-        return all(any(separates(p, a, b) for p in chosen) for a, b in combinations(data["bugs"], 2))
+        return all(
+            any(separates(p, a, b) for p in chosen) for a, b in combinations(data["bugs"], 2)
+        )
 
-    sets = [chosen for n in range(len(data["probes"]) + 1) for chosen in combinations(data["probes"], n)]
+    sets = [
+        chosen for n in range(len(data["probes"]) + 1) for chosen in combinations(data["probes"], n)
+    ]
     assert least == min(sum(p["cost"] for p in chosen) for chosen in sets if apart(chosen))
-    assert least == budget < sum(p["cost"] for p in data["probes"]), "nothing to decide: the budget buys every probe"
+    assert least == budget < sum(p["cost"] for p in data["probes"]), (
+        "nothing to decide: the budget buys every probe"
+    )
     assert int(page.locator(".widget").get_attribute("data-left")) == budget
 
 
@@ -134,7 +152,9 @@ def test_the_verdict_names_the_probe_that_was_missing(page, data):
     telling, questions = {}, []
     for bug, named in permutations(range(len(data["bugs"])), 2):
         pair = data["bugs"][bug], data["bugs"][named]
-        telling[bug, named] = [i for i, probe in enumerate(data["probes"]) if separates(probe, *pair)]
+        telling[bug, named] = [
+            i for i, probe in enumerate(data["probes"]) if separates(probe, *pair)
+        ]
         questions += [[[], named, bug], [telling[bug, named][:1], named, bug]]
     questions += [[list(range(len(data["probes"]))), 0, 0], [[], 0, 0]]
     judge = """([d, questions]) => questions.map(([used, named, bug]) => Course.portDetective.judge(
@@ -147,7 +167,9 @@ def test_the_verdict_names_the_probe_that_was_missing(page, data):
         assert advised and advised[1] in {
             p["name"] for p in (data["probes"][i] for i in probes) if p["cost"] == least
         }, pair
-        assert seen.startswith(f"You had the evidence: “{data['probes'][probes[0]]['name']}” reads"), pair
+        assert seen.startswith(
+            f"You had the evidence: “{data['probes'][probes[0]]['name']}” reads"
+        ), pair
 
 
 def test_a_wrong_answer_as_a_reader_sees_it(page, data):

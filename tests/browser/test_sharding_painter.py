@@ -44,7 +44,9 @@ for fsdp, tp in cases.MESHES:
 print(json.dumps(found))
 """
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -110,7 +112,10 @@ def test_the_known_layouts(page, data):
         for kind, _, _, bytes_ in messages:
             assert kind in text and f"{bytes_:,} bytes" in text
         assert ("None." in text) == (not messages)
-    assert page.locator(".painter-numbers").first.inner_text() == "65,536 bytes a device, 8 copies of each"
+    assert (
+        page.locator(".painter-numbers").first.inner_text()
+        == "65,536 bytes a device, 8 copies of each"
+    )
 
 
 def test_by_keyboard(page, data):
@@ -127,7 +132,9 @@ def test_by_keyboard(page, data):
             break
         page.keyboard.press("Tab")
     page.keyboard.press("f")  # a select takes the first letter of an option: fsdp
-    assert select(page, "x.in").input_value() == "f" and select(page, "x.batch").input_value() == "."
+    assert (
+        select(page, "x.in").input_value() == "f" and select(page, "x.batch").input_value() == "."
+    )
     assert "batch of x is no longer cut along fsdp" in page.locator(".painter-note").inner_text()
     assert page.evaluate("document.activeElement.dataset.dimension") == "x.in", "the focus is lost"
     n = len(data["specs"])

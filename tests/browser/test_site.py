@@ -33,7 +33,9 @@ class Visit:
         self.page.on("request", self._request)
         self.page.on("response", self._response)
         self.page.goto(f"{address}/{path}", wait_until="load")
-        self.page.wait_for_function("[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state)")
+        self.page.wait_for_function(
+            "[...document.querySelectorAll('div.widget')].every((w) => w.dataset.state)"
+        )
 
     def _request(self, request) -> None:
         if not request.url.startswith((self.address, "data:", "blob:")):
@@ -120,7 +122,9 @@ def test_launch_buttons(site, page_path):
     if page_path.startswith("chapters/"):
         owner = course["repository"].removeprefix("https://github.com/")
         notebook = page_path.removesuffix(".html") + ".ipynb"
-        link = f"https://colab.research.google.com/github/{owner}/blob/{course['revision']}/{notebook}"
+        link = (
+            f"https://colab.research.google.com/github/{owner}/blob/{course['revision']}/{notebook}"
+        )
         assert link in html
         assert 'class="provenance' in html
 

@@ -18,9 +18,7 @@ CONFIG = '{"title": "Loss", "x": {"label": "step", "min": 0, "max": 10}, "y": {"
 PICK = CONFIG[:-1] + (
     ', "choices": [{"label": "falls", "points": [[0, 7], [10, 1]]}, {"label": "stays", "points": [[0, 7], [10, 7]]}]}'
 )
-DATA = (
-    '<script type="application/json" data-guess="{name}">{{"label": "run", "x": [0, 5, 10], "y": [7, 3, 2]}}</script>'
-)
+DATA = '<script type="application/json" data-guess="{name}">{{"label": "run", "x": [0, 5, 10], "y": [7, 3, 2]}}</script>'
 
 NASTY = [
     "",
@@ -59,7 +57,9 @@ NASTY = [
 def random_texts(count: int, seed: int = 0) -> list[str]:
     """Strings over the whole of Unicode, heavy in spaces, quotes and the borders between classes."""
     rng = random.Random(seed)
-    common = " \n\t'stlldmvre.,!?0123456789abcdefghijklmnopqrstuvwxyz" + "\u00a0\x85\ufeff\u3000é你🙂"
+    common = (
+        " \n\t'stlldmvre.,!?0123456789abcdefghijklmnopqrstuvwxyz" + "\u00a0\x85\ufeff\u3000é你🙂"
+    )
     texts = []
     for _ in range(count):
         letters = []
@@ -119,17 +119,26 @@ def test_tokenizer_equals_python_on_random_text(page, seed):
 def test_tokenizer_equals_python_on_every_character(page):
     """Each code point between letters, so that its class decides where the word ends."""
     points = [p for p in range(0x110000) if not 0xD800 <= p <= 0xDFFF]
-    points = points[:0x3400] + [p for p in points[0x3400:] if unicodedata.category(chr(p)) not in ("Cn", "Co")]
+    points = points[:0x3400] + [
+        p for p in points[0x3400:] if unicodedata.category(chr(p)) not in ("Cn", "Co")
+    ]
     step = 64
-    texts = ["".join(f"a{chr(p)}{chr(p)} 1" for p in points[i : i + step]) for i in range(0, len(points), step)]
+    texts = [
+        "".join(f"a{chr(p)}{chr(p)} 1" for p in points[i : i + step])
+        for i in range(0, len(points), step)
+    ]
     for i, (text, found) in enumerate(zip(texts, ids_in_page(page, texts))):
-        assert found == encoding().encode_ordinary(text), f"U+{points[i * step]:04X} and the 63 after it"
+        assert found == encoding().encode_ordinary(text), (
+            f"U+{points[i * step]:04X} and the 63 after it"
+        )
 
 
 def test_tokenizer_lone_surrogates(page):
     """Half a character: tiktoken reads it as U+FFFD. Whole pairs are characters."""
     for text in ("\ud83d", "a\ude00b", "\ud83d\ud83d\ude00x", "\ude00\ud83d"):
-        literal = "".join(f"\\u{ord(c):04x}" for c in text)  # the bridge to the browser takes no lone halves
+        literal = "".join(
+            f"\\u{ord(c):04x}" for c in text
+        )  # the bridge to the browser takes no lone halves
         found = page.evaluate(f'Course.tokenizer.encode("{literal}")')
         assert found == encoding().encode_ordinary(text), ascii(text)
 
@@ -143,7 +152,9 @@ def test_tokenizer_as_a_reader_uses_it(page):
     assert page.locator(".token-ids").inner_text() == str(ids)
     assert page.locator("li.token").count() == len(ids)
     numbers = page.locator(".widget-tokenizer .widget-numbers").inner_text()
-    assert numbers.startswith(f"{len(ids)} tokens, {len(text)} characters, {len(text) / len(ids):.2f} ")
+    assert numbers.startswith(
+        f"{len(ids)} tokens, {len(text)} characters, {len(text) / len(ids):.2f} "
+    )
     area.press("Tab")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the second example

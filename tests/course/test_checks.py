@@ -17,7 +17,6 @@ from utils import CourseError
 from utils.course import checks
 from utils.course.checks import attribute, call, check, exercise, expect, expect_close, expect_shape
 
-
 # Chapter 98, which there is not, has two exercises: a function of two numbers, and a matrix of ones.
 
 

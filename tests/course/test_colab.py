@@ -65,7 +65,9 @@ def kernel(request, tmp_path_factory, wheels):
             "colab.install_missing(Path('needs.txt'))\n"
             "print({k: v for k, v in colab.installed().items() if k in ('jax', 'helper', 'greedy')})"
         )
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHONPATH"))}
+        env = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_", "PYTHONPATH"))
+        }
         env |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
         env |= {
             "UV_NO_CONFIG": "1",
@@ -76,7 +78,9 @@ def kernel(request, tmp_path_factory, wheels):
         }
         if request.param == "pip":
             env["PATH"] = os.defpath
-        return subprocess.run([python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        return subprocess.run(
+            [python, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
 
     return run
 

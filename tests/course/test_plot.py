@@ -20,7 +20,9 @@ def shown(monkeypatch):
 def test_widget_data(shown, capsys):
     content = {"title": "a </script><b> c", "numbers": [1.5, 2, None]}
     plot.widget_data("rank-slider", "ch05", content)
-    text = re.fullmatch(r'<script type="application/json" data-rank-slider="ch05">([^<]*)</script>', shown[0])[1]
+    text = re.fullmatch(
+        r'<script type="application/json" data-rank-slider="ch05">([^<]*)</script>', shown[0]
+    )[1]
     assert json.loads(text) == content
     assert capsys.readouterr().out.startswith('recorded numbers for the widget rank-slider "ch05"')
 

@@ -23,7 +23,9 @@ def bare(monkeypatch, tmp_path):
     monkeypatch.setattr(profile.glob, "glob", lambda pattern: [])
     real = importlib.util.find_spec
     hidden = ("jax_cuda12_plugin", "jax_cuda13_plugin", "libtpu")
-    monkeypatch.setattr(profile.importlib.util, "find_spec", lambda name: None if name in hidden else real(name))
+    monkeypatch.setattr(
+        profile.importlib.util, "find_spec", lambda name: None if name in hidden else real(name)
+    )
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def gpus(monkeypatch, tmp_path):
         tool = tmp_path / "nvidia-smi"
         tool.write_text(f"#!/bin/sh\n/bin/cat <<'E'\n{lines}\nE\nexit {code}\n")
         tool.chmod(0o755)
-        monkeypatch.setattr(profile.importlib.util, "find_spec", lambda name: object() if "cuda12" in name else None)
+        monkeypatch.setattr(
+            profile.importlib.util, "find_spec", lambda name: object() if "cuda12" in name else None
+        )
 
     return install
 
@@ -133,7 +137,9 @@ def test_by_tpu_name(monkeypatch, name, gigabytes, expected):
 
 
 def test_tpu_by_device_files(monkeypatch):
-    monkeypatch.setattr(profile.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    monkeypatch.setattr(
+        profile.glob, "glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else []
+    )
     assert profile.current() == "colab"
     found = [f"/dev/vfio/{i}" for i in range(8)]
     monkeypatch.setattr(profile.glob, "glob", lambda pattern: found if "vfio" in pattern else [])
@@ -143,7 +149,9 @@ def test_tpu_by_device_files(monkeypatch):
 
 
 def test_rows_must_match():
-    with pytest.raises(CourseError, match="expected rows smoke, cpu, colab, large, found cpu: write all four"):
+    with pytest.raises(
+        CourseError, match="expected rows smoke, cpu, colab, large, found cpu: write all four"
+    ):
         profile.choose({"cpu": {}})
     with pytest.raises(CourseError, match="rows cpu and large differ in rate"):
         profile.choose({**SIZES, "large": {"steps": 1}})
@@ -153,4 +161,6 @@ def test_detection_does_not_start_jax():
     # Once jax has a backend, the number of simulated devices can no longer be set.
     code = "import sys; from utils.course import profile; profile.current(); assert 'jax' not in sys.modules"
     environment = {name: value for name, value in os.environ.items() if name != "COURSE_PROFILE"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], env=environment)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2], env=environment
+    )

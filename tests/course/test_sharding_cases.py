@@ -73,7 +73,9 @@ def test_the_compiler_says_so():
     cases = [(mesh, *specs) for mesh, specs in itertools.product(DATA["cases"], named())]
     if f"jax {jax.__version__}" in DATA["provenance"]["compiled_by"]:
         chance = random.Random(12)
-        cases += [(chance.choice(list(DATA["cases"])), *chance.choices(SPECS, k=3)) for _ in range(SAMPLE)]
+        cases += [
+            (chance.choice(list(DATA["cases"])), *chance.choices(SPECS, k=3)) for _ in range(SAMPLE)
+        ]
     for case, found in zip(cases, compiled(cases), strict=True):
         assert found == recorded(*case), case
 
@@ -84,8 +86,14 @@ def test_the_compiler_says_so():
         ("replica_groups={{0,1},{2,3},{4,5},{6,7}}, use_global_device_ids=true", "tp"),
         ("replica_groups=[2,4]<=[4,2]T(1,0), use_global_device_ids=true", "fsdp"),
         ("replica_groups=[1,8]<=[8], use_global_device_ids=true", "both"),
-        ("replica_groups=mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}, use_global_device_ids=true", "fsdp"),
-        ("replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_1'}, x", "tp"),
+        (
+            "replica_groups=mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}, use_global_device_ids=true",
+            "fsdp",
+        ),
+        (
+            "replica_groups=mesh['axis_0'=1,'axis_1'=2,'axis_2'=4], device_ids=([4,2]T(1,0)) {'axis_1'}, x",
+            "tp",
+        ),
         ("replica_groups=mesh['a'=8] {'a':(4)2}, use_global_device_ids=true", "tp"),
         ("source_target_pairs={{0,2},{2,0}}", "fsdp"),
     ],
@@ -94,6 +102,8 @@ def test_groups_of_devices_are_read_in_every_notation(line, axis):
     import numpy as np
 
     class Mesh:
-        devices = np.array([[type("Device", (), {"id": 2 * i + j})() for j in range(2)] for i in range(4)])
+        devices = np.array(
+            [[type("Device", (), {"id": 2 * i + j})() for j in range(2)] for i in range(4)]
+        )
 
     assert sharding_cases.axis_of(line, Mesh) == axis

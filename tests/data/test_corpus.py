@@ -22,11 +22,22 @@ def byte_tokenizer() -> tiktoken.Encoding:
     """One token per byte, and an end-of-story token."""
     ranks = {bytes([b]): b for b in range(256)}
     special = {"<|endoftext|>": 256}
-    return tiktoken.Encoding("bytes", pat_str=r"\S+|\s", mergeable_ranks=ranks, special_tokens=special)
+    return tiktoken.Encoding(
+        "bytes", pat_str=r"\S+|\s", mergeable_ranks=ranks, special_tokens=special
+    )
 
 
 def test_split_strips_and_drops_empty_ones():
-    text = b"\n One. \n" + MARK + b"\n" + MARK + b"\n  \n" + MARK + "Zwei, größer.\nTwo lines.".encode() + MARK
+    text = (
+        b"\n One. \n"
+        + MARK
+        + b"\n"
+        + MARK
+        + b"\n  \n"
+        + MARK
+        + "Zwei, größer.\nTwo lines.".encode()
+        + MARK
+    )
     assert corpus.split_stories(text) == ["One.", "Zwei, größer.\nTwo lines."]
 
 
@@ -39,10 +50,27 @@ def test_split_strips_and_drops_empty_ones():
         (b"Once there was a cat." + MARK, "at least 2 stories joined by lines", "add stories"),
         (MARK + b"\n" + MARK, "found 0", "add stories"),
         (b"A cat." + MARK + b"A d\xffg.", "found byte 0xff at offset 22", "save the file as UTF-8"),
-        (b"A cat." + MARK + "é".encode("utf-16-le"), "found byte 0xe9 at offset 19", "save the file as UTF-8"),
-        (b"A cat." + MARK + "é".encode()[:1], "found byte 0xc3 at offset 19", "save the file as UTF-8"),
+        (
+            b"A cat." + MARK + "é".encode("utf-16-le"),
+            "found byte 0xe9 at offset 19",
+            "save the file as UTF-8",
+        ),
+        (
+            b"A cat." + MARK + "é".encode()[:1],
+            "found byte 0xc3 at offset 19",
+            "save the file as UTF-8",
+        ),
     ],
-    ids=["empty", "blank", "no separator", "one story", "only separators", "not UTF-8", "UTF-16", "cut"],
+    ids=[
+        "empty",
+        "blank",
+        "no separator",
+        "one story",
+        "only separators",
+        "not UTF-8",
+        "UTF-16",
+        "cut",
+    ],
 )
 def test_what_is_not_a_corpus(text, expected, advice):
     with pytest.raises(CourseError) as error:
@@ -64,7 +92,11 @@ def test_limit_reads_whole_stories_only(tmp_path, monkeypatch, limit):
 def test_empty_stories_do_not_count_towards_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "PIECE", 10)
     (tmp_path / "corpus").write_bytes(MARK.join([b"", b"A", b"", b"\n", b"B", b"", b"C", b"D"]))
-    assert [corpus.read_stories(tmp_path / "corpus", n) for n in (1, 2, 3)] == [["A"], ["A", "B"], ["A", "B", "C"]]
+    assert [corpus.read_stories(tmp_path / "corpus", n) for n in (1, 2, 3)] == [
+        ["A"],
+        ["A", "B"],
+        ["A", "B", "C"],
+    ]
 
 
 def test_a_limit_does_not_read_the_rest(tmp_path, monkeypatch):
@@ -116,7 +148,9 @@ def nowhere(monkeypatch):
 
 def test_nothing_is_replaced_unless_the_call_says_so(nowhere):
     for load in (corpus.load_stories, corpus.load_sst2):
-        with pytest.raises(hub.NotAvailable, match="no network in this test: .* fallback=True") as error:
+        with pytest.raises(
+            hub.NotAvailable, match="no network in this test: .* fallback=True"
+        ) as error:
             load("validation")
         assert "\n" not in str(error.value)
 
@@ -131,7 +165,9 @@ def test_built_in_texts_take_their_place_when_it_does(nowhere, caplog, capsys):
     assert len(reviews[0]) == 4_000 and len(reviews[1]) > 400
     assert not {sentence for sentence, _ in reviews[0]} & {sentence for sentence, _ in reviews[1]}
     reason = "built-in generator, seed 0 (no network in this test)"
-    assert caplog.messages[0] == f"100 train stories: {reason}" == f"100 train stories: {train.source}"
+    assert (
+        caplog.messages[0] == f"100 train stories: {reason}" == f"100 train stories: {train.source}"
+    )
     assert caplog.messages[2] == f"4,000 train reviews: {reason}" and len(caplog.messages) == 4
     assert capsys.readouterr() == ("", "")
 

@@ -49,7 +49,9 @@ def test_best_fit_loses_and_repeats_nothing(context):
 
 def test_best_fit_of_no_more_than_a_row_wastes_less_than_padding():
     rows = odd_rows(longest=30)
-    assert packing.best_fit(rows, 32, eot=EOT).wasted < packing.pad_rows(rows, 32, eot=EOT).wasted / 2
+    assert (
+        packing.best_fit(rows, 32, eot=EOT).wasted < packing.pad_rows(rows, 32, eot=EOT).wasted / 2
+    )
 
 
 def test_padding_keeps_one_story_a_row_and_says_what_it_dropped():
@@ -82,19 +84,25 @@ def test_an_epoch_has_every_window_once_and_the_next_has_another_order():
     source = packing.Windows(rows, 16, eot=EOT)
     every = Counter(tuple(source[i]["inputs"]) for i in range(len(source)))
     stream = packing.batches(rows, 16, 1, eot=EOT)
-    first, second = ([tuple(next(stream)["inputs"][0]) for _ in range(len(source))] for _ in range(2))
+    first, second = (
+        [tuple(next(stream)["inputs"][0]) for _ in range(len(source))] for _ in range(2)
+    )
     assert Counter(first) == Counter(second) == every and first != second
 
 
 def test_the_batch_size_does_not_change_the_order():
     one, four = (packing.batches(odd_rows(), 16, size, eot=EOT) for size in (1, 4))
-    for _ in range(100):  # several epochs: a batch may hold the end of one and the start of the next
+    for _ in range(
+        100
+    ):  # several epochs: a batch may hold the end of one and the start of the next
         batch = next(four)["inputs"]
         assert np.array_equal(batch, np.concatenate([next(one)["inputs"] for _ in range(4)]))
 
 
 def test_the_seed_decides_the_order():
-    first = [next(packing.batches(odd_rows(), 16, 4, eot=EOT, seed=seed))["inputs"] for seed in (0, 0, 1)]
+    first = [
+        next(packing.batches(odd_rows(), 16, 4, eot=EOT, seed=seed))["inputs"] for seed in (0, 0, 1)
+    ]
     assert np.array_equal(first[0], first[1]) and not np.array_equal(first[0], first[2])
 
 

@@ -13,7 +13,10 @@ from utils.data import corpus, reviews
 def test_built_in_reviews_are_different_balanced_and_reproducible():
     rows = reviews.generate(2_000, seed=3)
     assert rows[:50] == reviews.generate(50, seed=3) != reviews.generate(50, seed=4)
-    assert len({sentence for sentence, _ in rows}) == 2_000 and sum(label for _, label in rows) == 1_000
+    assert (
+        len({sentence for sentence, _ in rows}) == 2_000
+        and sum(label for _, label in rows) == 1_000
+    )
     assert len({word for sentence, _ in rows for word in sentence.split()}) > 150
 
 
@@ -21,7 +24,15 @@ def sst2_mirror(tmp_path, monkeypatch, table) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    path = tmp_path / "m" / "datasets" / "stanfordnlp" / "sst2" / "data" / "validation-00000-of-00001.parquet"
+    path = (
+        tmp_path
+        / "m"
+        / "datasets"
+        / "stanfordnlp"
+        / "sst2"
+        / "data"
+        / "validation-00000-of-00001.parquet"
+    )
     path.parent.mkdir(parents=True)
     if isinstance(table, bytes):
         path.write_bytes(table)
@@ -29,13 +40,17 @@ def sst2_mirror(tmp_path, monkeypatch, table) -> None:
         pyarrow.parquet.write_table(pyarrow.table(table), path)
     content = path.read_bytes()
     entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (tmp_path / "m" / "manifest.json").write_text(json.dumps({str(path.relative_to(tmp_path / "m")): entry}))
+    (tmp_path / "m" / "manifest.json").write_text(
+        json.dumps({str(path.relative_to(tmp_path / "m")): entry})
+    )
     monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "m"))
 
 
 def test_sst2_from_the_mirror(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "utils")
-    sst2_mirror(tmp_path, monkeypatch, {"idx": [0, 1], "sentence": ["good . ", "bad "], "label": [1, 0]})
+    sst2_mirror(
+        tmp_path, monkeypatch, {"idx": [0, 1], "sentence": ["good . ", "bad "], "label": [1, 0]}
+    )
     assert corpus.load_sst2("validation") == [("good .", 1), ("bad", 0)]
     assert caplog.messages == ["2 validation reviews of SST-2: mirror"]
 
@@ -50,7 +65,14 @@ def test_sst2_from_the_mirror(tmp_path, monkeypatch, caplog):
         {"sentence": [None], "label": [1]},
         {"sentence": [], "label": []},
     ],
-    ids=["no parquet", "other columns", "no label", "words for labels", "empty cell", "empty table"],
+    ids=[
+        "no parquet",
+        "other columns",
+        "no label",
+        "words for labels",
+        "empty cell",
+        "empty table",
+    ],
 )
 def test_a_damaged_sst2_ends_in_one_line(tmp_path, monkeypatch, table):
     sst2_mirror(tmp_path, monkeypatch, table)

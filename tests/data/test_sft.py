@@ -19,7 +19,12 @@ FOLDER = checkpoints.folder_of("qwen2-untied")
 
 def problem(question="What is it?", response="It is so.", **more) -> Problem:
     return Problem(
-        **{"messages": [{"role": "user", "content": question}], "response": response, "answer": None, "source": "test"}
+        **{
+            "messages": [{"role": "user", "content": question}],
+            "response": response,
+            "answer": None,
+            "source": "test",
+        }
         | more
     )
 
@@ -42,7 +47,11 @@ def scored(rows: dict, tok) -> list[str]:
     found = []
     for targets, segments, weights in zip(rows["targets"], rows["segment_ids"], rows["loss_mask"]):
         for example in range(1, segments.max() + 1):
-            found.append(tok.decode(targets[(segments == example) & (weights > 0)], skip_special_tokens=False))
+            found.append(
+                tok.decode(
+                    targets[(segments == example) & (weights > 0)], skip_special_tokens=False
+                )
+            )
     return found
 
 
@@ -64,7 +73,9 @@ def test_the_prompt_is_the_one_that_is_asked_later(tok, examples):
 
 def test_inputs_and_targets_are_one_token_apart_within_each_segment(examples):
     rows = sft.to_rows(sft.within(examples, 128), 128)
-    same = (rows["segment_ids"][:, 1:] == rows["segment_ids"][:, :-1]) & (rows["segment_ids"][:, 1:] > 0)
+    same = (rows["segment_ids"][:, 1:] == rows["segment_ids"][:, :-1]) & (
+        rows["segment_ids"][:, 1:] > 0
+    )
     assert (rows["inputs"][:, 1:][same] == rows["targets"][:, :-1][same]).all() and same.any()
     assert (rows["loss_mask"][rows["segment_ids"] == 0] == 0).all()
 
@@ -99,7 +110,11 @@ def test_a_gradient_is_the_same_packed_and_padded(examples):
         rows = sft.to_rows(kept, 128, packing=packing)
         graph, learnt, rest = nnx.split(model, nnx.LoRAParam, ...)
         value = jax.jit(
-            jax.value_and_grad(lambda p, graph=graph, rest=rest, rows=rows: loss(nnx.merge(graph, p, rest), rows, None))
+            jax.value_and_grad(
+                lambda p, graph=graph, rest=rest, rows=rows: loss(
+                    nnx.merge(graph, p, rest), rows, None
+                )
+            )
         )
         found.append(value(learnt))
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
@@ -136,12 +151,19 @@ def test_r1_thinks_once_and_begins_once():
     ids, prompt = sft.tokenise([asked], tok).example(0)
     text = tok.decode(ids, skip_special_tokens=False)
     assert text.count("<think>") == 1 and text.count("</think>") == 1
-    assert (ids == tok.bos_token_id).sum() == 1 and ids[0] == tok.bos_token_id and ids[-1] == tok.eos_token_id
+    assert (
+        (ids == tok.bos_token_id).sum() == 1
+        and ids[0] == tok.bos_token_id
+        and ids[-1] == tok.eos_token_id
+    )
     assert tok.decode(ids[:prompt]).endswith("<think>\n")
 
 
 def test_a_base_model_is_asked_without_a_chat(tok):
-    assert sft.render(problem("Question: 1+1?\nAnswer: "), tok, chat=False) == ("Question: 1+1?\nAnswer: ", "It is so.")
+    assert sft.render(problem("Question: 1+1?\nAnswer: "), tok, chat=False) == (
+        "Question: 1+1?\nAnswer: ",
+        "It is so.",
+    )
 
 
 def test_the_cache_knows_everything_that_it_depends_on(tok, tmp_path, monkeypatch):
@@ -194,8 +216,14 @@ def test_two_processes_read_their_own_halves_of_the_same_batches(examples, monke
     [
         (lambda tok, e: sft.tokenise([], tok), "expected at least one, found none"),
         (lambda tok, e: sft.within(e, 1), "max_seq_length: expected at least 2 tokens, found 1"),
-        (lambda tok, e: sft.within(e, 5), "max_seq_length: 5 tokens are too few: the shortest of 12 examples has"),
-        (lambda tok, e: sft.batches(sft.to_rows(sft.within(e, 128), 128), 99), "batch_size: expected at most .* found 99"),
+        (
+            lambda tok, e: sft.within(e, 5),
+            "max_seq_length: 5 tokens are too few: the shortest of 12 examples has",
+        ),
+        (
+            lambda tok, e: sft.batches(sft.to_rows(sft.within(e, 128), 128), 99),
+            "batch_size: expected at most .* found 99",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tok, examples, call, words):

@@ -43,7 +43,9 @@ def test_no_two_alike_and_the_right_length(many):
 
 def test_every_hole_is_filled(many):
     for story in many:
-        assert not re.search(r"[\[\]{}<>|/@_]|  | [.,!?]|\.\.|[.!?],|,\.|\b[Aa] [aeiou]", story), story
+        assert not re.search(r"[\[\]{}<>|/@_]|  | [.,!?]|\.\.|[.!?],|,\.|\b[Aa] [aeiou]", story), (
+            story
+        )
         assert story.count('"') % 2 == 0, story
         assert story[0].isupper() and story[-1] in '.!?"', story
         for sentence in re.findall(r'(?:^|[a-z]{2}[.!?] )([^"\s])', story, flags=re.MULTILINE):

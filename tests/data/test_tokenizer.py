@@ -57,7 +57,9 @@ def test_it_stops_when_no_pair_is_left():
     assert ranks[256:] == [b"ab"] and tokenizer.encoding(ranks, "x").n_vocab == 258
 
 
-@pytest.mark.parametrize("tok", [tiny.tok(), tokenizer.get("stories2048")], ids=["tiny", "stories2048"])
+@pytest.mark.parametrize(
+    "tok", [tiny.tok(), tokenizer.get("stories2048")], ids=["tiny", "stories2048"]
+)
 def test_every_text_comes_back(tok):
     rng = random.Random(0)
     alphabet = (
@@ -97,7 +99,9 @@ def test_saved_and_loaded_is_the_same(tmp_path):
         (lambda b: b"\xff\xfe" + b, "line 1: expected"),
         (lambda b: b.split(b"\n", 1)[1], "line 1: expected 'base64 0'"),
         (
-            lambda b: b.replace(b.split(b"\n")[70].split()[0] + b" ", b.split(b"\n")[71].split()[0] + b" "),
+            lambda b: b.replace(
+                b.split(b"\n")[70].split()[0] + b" ", b.split(b"\n")[71].split()[0] + b" "
+            ),
             "different tokens",
         ),
     ],
@@ -122,6 +126,8 @@ def test_a_vocabulary_without_room_for_the_bytes_is_an_error():
 
 
 def test_an_unknown_name_is_one_clear_error():
-    with pytest.raises(CourseError, match="expected stories2048 or gpt2, found 'gpt5': .*hf.hub.tokenizer") as error:
+    with pytest.raises(
+        CourseError, match="expected stories2048 or gpt2, found 'gpt5': .*hf.hub.tokenizer"
+    ) as error:
         tokenizer.get("gpt5")
     assert "\n" not in str(error.value)

@@ -14,7 +14,10 @@ EXTRACTED = {
     "a box": (r"So it is \boxed{9}.", "9"),
     "the last of several boxes": (r"First \boxed{7}, no, \boxed{8}.", "8"),
     "nested braces": (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    "braces in braces in braces": (r"\boxed{\sqrt{\frac{a^{2}}{b}}} done}", r"\sqrt{\frac{a^{2}}{b}}"),
+    "braces in braces in braces": (
+        r"\boxed{\sqrt{\frac{a^{2}}{b}}} done}",
+        r"\sqrt{\frac{a^{2}}{b}}",
+    ),
     "a set, whose braces are escaped": (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     "one escaped brace": (r"\boxed{\{x : x > 0}", r"\{x : x > 0"),
     "a line break before TeX's next brace": (r"\boxed{a\\{b}}", r"a\\{b}"),
@@ -27,7 +30,10 @@ EXTRACTED = {
     "a box that is not closed is none": (r"\boxed{5", "5"),
     "a box that is not closed after one that is": (r"\boxed{4} or \boxed{5", "4"),
     "a box in the reasoning and another after it": (r"<think>\boxed{1}</think>\boxed{2}", "2"),
-    "a box in the reasoning, a number after it": (r"<think>\boxed{1}</think> The answer is 2.", "2"),
+    "a box in the reasoning, a number after it": (
+        r"<think>\boxed{1}</think> The answer is 2.",
+        "2",
+    ),
     "a box in the reasoning alone": (r"<think>\boxed{1}</think> Done.", "1"),
     "the template opened the reasoning": (r"maybe \boxed{1}</think>\boxed{2}", "2"),
     "reasoning that never ends": (r"<think> It could be \boxed{1}, or", "1"),
@@ -110,7 +116,12 @@ def test_not_the_same(answer, reference):
 
 
 def test_what_was_extracted_can_be_compared():
-    for text, answer in (("#### 1,200", "1200"), ("She pays $2.50.", "2.5"), ("so -4", "-4"), ("15%", "15")):
+    for text, answer in (
+        ("#### 1,200", "1200"),
+        ("She pays $2.50.", "2.5"),
+        ("so -4", "-4"),
+        ("15%", "15"),
+    ):
         assert answers.equal(answers.extract(text), answer), text
 
 
@@ -161,5 +172,7 @@ def test_it_works_from_another_folder(tmp_path):
 
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from utils.evaluation import answers; "
     code += "print(answers.equal('1/2', '.5'), 'jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (done.stdout, done.stderr) == ("True False\n", ""), done

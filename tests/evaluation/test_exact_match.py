@@ -75,13 +75,17 @@ def test_what_the_model_says_is_what_generate_says(tok):
 
 
 @pytest.mark.parametrize("chat_template", [True, False])
-@pytest.mark.parametrize("size, batches", [(1, [1] * 5), (2, [2, 2, 2]), (4, [3, 3]), (5, [5]), (99, [5])])
+@pytest.mark.parametrize(
+    "size, batches", [(1, [1] * 5), (2, [2, 2, 2]), (4, [3, 3]), (5, [5]), (99, [5])]
+)
 def test_what_is_asked_in_which_batches(tok, saying, chat_template, size, batches):
     prompts = []
     sizes = saying(lambda prompt: prompts.append(prompt) or prompt)
     result = run(checkpoints.model("qwen2-untied"), tok, batch_size=size, chat=chat_template)
     assert sizes == batches
-    assert prompts == asked(chat_template, tok) + [asked(chat_template, tok)[-1]] * (sum(batches) - 5)
+    assert prompts == asked(chat_template, tok) + [asked(chat_template, tok)[-1]] * (
+        sum(batches) - 5
+    )
     assert result.texts == [next(p for p in prompts if text in p) for text in TEXTS]
 
 
@@ -92,12 +96,20 @@ def test_sampling_is_reproducible(tok):
 
 
 def test_each_answer_is_judged_with_its_own_problem(tok, saying):
-    sizes = saying(lambda prompt: f"So \\boxed{{{prompt.count('x')}}}" if prompt.count("x") % 2 else "it is 4")
+    sizes = saying(
+        lambda prompt: f"So \\boxed{{{prompt.count('x')}}}" if prompt.count("x") % 2 else "it is 4"
+    )
     problems = [problem("x" * n, str(n)) for n in (1, 4, 7, 2, 3)]
     result = run(checkpoints.model("qwen2-untied"), tok, problems, batch_size=4)
     assert result.correct.tolist() == [True, True, True, False, True]
     assert result.formatted.tolist() == [True, False, True, False, True]
-    assert result.answers == ["1", "4", "7", "4", "3"] and result.references == ["1", "4", "7", "2", "3"]
+    assert result.answers == ["1", "4", "7", "4", "3"] and result.references == [
+        "1",
+        "4",
+        "7",
+        "2",
+        "3",
+    ]
     assert sizes == [3, 3]  # two batches of one size rather than 4 and 1
     found = result.summary()
     assert (found["problems"], found["exact_match"], found["format_rate"]) == (5, 0.8, 0.6)
@@ -107,7 +119,9 @@ def test_each_answer_is_judged_with_its_own_problem(tok, saying):
 def test_equivalent_answers_count(tok, saying):
     saying(lambda prompt: r"\boxed{\frac{2}{4}}")
     assert run(
-        checkpoints.model("qwen2-untied"), tok, [problem("a", "0.5"), problem("b", r"\frac12"), problem("c", "2")]
+        checkpoints.model("qwen2-untied"),
+        tok,
+        [problem("a", "0.5"), problem("b", r"\frac12"), problem("c", "2")],
     ).correct.tolist() == [
         True,
         True,
@@ -151,14 +165,18 @@ def test_base_and_adapter_on_the_same_problems(tok):
     assert run(model, tok).texts == both.adapter.texts  # switched on again
 
 
-def outcome(correct: str, formatted: str | None = None, reference: str = "5") -> exact_match.ExactMatch:
+def outcome(
+    correct: str, formatted: str | None = None, reference: str = "5"
+) -> exact_match.ExactMatch:
     right, form = (np.array([c == "1" for c in text]) for text in (correct, formatted or correct))
     n, empty = len(correct), generate.Completion("", [], "stop")
     return exact_match.ExactMatch([empty] * n, [None] * n, [reference] * n, right, form)
 
 
 def test_the_difference():
-    found = exact_match.paired(outcome("1100" * 25, "0" * 100), outcome("1011" * 25, "1" * 100)).summary()
+    found = exact_match.paired(
+        outcome("1100" * 25, "0" * 100), outcome("1011" * 25, "1" * 100)
+    ).summary()
     assert found["exact_match"] == 0.25 and found["format_rate"] == 1.0
     assert (found["gained"], found["lost"]) == (50, 25)
     low, high = found["exact_match_interval"]
@@ -203,14 +221,18 @@ def good(capsys, args: list[str]) -> str:
 
 def test_one_model_as_json(capsys, data, tok):
     found = json.loads(good(capsys, words(data, "--limit", "4", "--json")))
-    assert found == json.loads(json.dumps(run(checkpoints.model("qwen2-untied"), tok, ASKED[:4], chat=True).summary()))
+    assert found == json.loads(
+        json.dumps(run(checkpoints.model("qwen2-untied"), tok, ASKED[:4], chat=True).summary())
+    )
     assert found["problems"] == 4
 
 
 def test_base_against_adapter_as_json_with_all_answers(capsys, data, tok, tmp_path):
     adapter = str(folder_of("peft-adapter"))
     saved = tmp_path / "answers.jsonl"
-    found = json.loads(good(capsys, words(data, "--adapter", adapter, "--json", "--save", str(saved))))
+    found = json.loads(
+        good(capsys, words(data, "--adapter", adapter, "--json", "--save", str(saved)))
+    )
     both = exact_match.compare(adapted(), tok, ASKED, max_new_tokens=8, progress=False)
     assert found == json.loads(json.dumps(both.summary()))
     rows = [json.loads(line) for line in saved.read_text().splitlines()]
@@ -218,12 +240,18 @@ def test_base_against_adapter_as_json_with_all_answers(capsys, data, tok, tmp_pa
     assert [row["adapter"]["text"] for row in rows] == both.adapter.texts
     assert rows[0]["messages"] == ASKED[0].messages and rows[0]["answer"] == "5"
     assert set(rows[0]["base"]) == {"text", "finish_reason", "answer", "correct", "formatted"}
-    assert [row["adapter"]["finish_reason"] for row in rows] == [c.finish_reason for c in both.adapter.completions]
+    assert [row["adapter"]["finish_reason"] for row in rows] == [
+        c.finish_reason for c in both.adapter.completions
+    ]
 
 
 def test_a_table_for_people(capsys, data):
     table = good(capsys, words(data, "--adapter", str(folder_of("peft-adapter")))).splitlines()
-    assert table[0].startswith("5 problems") and "exact match" in table[0] and "95% interval" in table[0]
+    assert (
+        table[0].startswith("5 problems")
+        and "exact match" in table[0]
+        and "95% interval" in table[0]
+    )
     assert [line.split()[0] for line in table[1:]] == ["base", "adapter", "difference", "The"]
     assert "+0.0%" in table[3] and "0.0% to" in table[1]
     alone = good(capsys, words(data)).splitlines()
@@ -262,7 +290,9 @@ def test_bad_input_is_one_line(capsys, data, more, said):
     lines = err.strip().splitlines()
     assert (status, out) == (2, "") and said in lines[-1] and "Traceback" not in err, err
     assert lines[-1].startswith("python -m utils: ") and len(lines[-1]) < 500
-    assert lines[:-1] in ([], [f"5 test problems of {data}: own file"]), err  # the words may be good and the folder bad
+    assert lines[:-1] in ([], [f"5 test problems of {data}: own file"]), (
+        err
+    )  # the words may be good and the folder bad
 
 
 def test_problems_without_answers(capsys, tmp_path):

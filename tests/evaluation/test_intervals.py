@@ -9,13 +9,20 @@ from utils.evaluation.intervals import newcombe, wilson
 def outcomes(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
     """Two models' judgements: right both, only the first, only the second, neither."""
     counts = (both, first, second, neither)
-    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+    return np.repeat([True, True, False, False], counts), np.repeat(
+        [True, False, True, False], counts
+    )
 
 
 # The examples of Newcombe (1998, Statistics in Medicine 17, 857-872) for Wilson's interval.
 @pytest.mark.parametrize(
     "right, n, low, high",
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_as_published(right, n, low, high):
     assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
@@ -23,7 +30,9 @@ def test_wilson_as_published(right, n, low, high):
 
 
 # Of the first less the second: examples of Newcombe (1998, 2635-2650) and Altman et al. (2000, Statistics with Confidence).
-@pytest.mark.parametrize("counts, low, high", [((36, 12, 2, 0), 0.0569, 0.3404), ((14, 5, 0, 22), 0.011, 0.226)])
+@pytest.mark.parametrize(
+    "counts, low, high", [((36, 12, 2, 0), 0.0569, 0.3404), ((14, 5, 0, 22), 0.011, 0.226)]
+)
 def test_newcombe_as_published(counts, low, high):
     first, second = outcomes(*counts)
     assert newcombe(second, first) == pytest.approx((low, high), abs=5e-4)
@@ -36,7 +45,9 @@ def test_newcombe_is_near_a_bootstrap_over_problems(counts):
     rng, n = np.random.default_rng(0), len(first)
     drawn = rng.integers(0, n, (20_000, n))
     differences = second[drawn].mean(1) - first[drawn].mean(1)
-    assert newcombe(first, second) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.012)
+    assert newcombe(first, second) == pytest.approx(
+        np.quantile(differences, [0.025, 0.975]), abs=0.012
+    )
 
 
 def test_pairs_tell_more_than_shares_side_by_side():
@@ -48,7 +59,9 @@ def test_pairs_tell_more_than_shares_side_by_side():
     assert np.diff(newcombe(shuffled, second)) > high - low
 
 
-@pytest.mark.parametrize("counts", [(9, 0, 0, 0), (0, 0, 0, 9), (5, 0, 0, 5), (0, 9, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "counts", [(9, 0, 0, 0), (0, 0, 0, 9), (5, 0, 0, 5), (0, 9, 0, 0), (0, 0, 1, 0), (1, 0, 0, 0)]
+)
 def test_at_the_edges(counts):
     first, second = outcomes(*counts)
     low, high = newcombe(first, second)

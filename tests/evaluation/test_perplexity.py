@@ -22,8 +22,14 @@ def test_windows_count_every_target_once_in_its_own_context(length, context):
         real = weight == 1
         np.testing.assert_array_equal(targets[real], inputs[real] + 1)  # the token that follows
         inside = np.flatnonzero(real)
-        if inside.size and inputs[0] > 1000:  # a later window: half a context has been read before its first guess
-            assert inside[0] >= context // 2 or inside[-1] == inside[0] + inside.size - 1 and inside[0] >= 0
+        if (
+            inside.size and inputs[0] > 1000
+        ):  # a later window: half a context has been read before its first guess
+            assert (
+                inside[0] >= context // 2
+                or inside[-1] == inside[0] + inside.size - 1
+                and inside[0] >= 0
+            )
             assert inside[0] >= min(context // 2, context - 1) - 1
         counted += targets[real].tolist()
     assert counted == list(range(1001, 1000 + length))
@@ -48,7 +54,10 @@ def by_hand(model, stories):
 
 
 def test_it_equals_a_computation_by_hand():
-    model, stories = tiny.wild(max_position_embeddings=128), ["The dog ran.", "A cat sat. It was happy!", "", "Nö 🎈."]
+    model, stories = (
+        tiny.wild(max_position_embeddings=128),
+        ["The dog ran.", "A cat sat. It was happy!", "", "Nö 🎈."],
+    )
     score = perplexity.bits_per_character(model, tiny.tok(), stories, batch_size=3)
     nats, tokens = by_hand(model, stories)
     characters = len("".join(stories))
@@ -67,7 +76,9 @@ def test_an_untrained_model_guesses_uniformly():
 
 def test_batch_size_changes_nothing():
     scores = [
-        perplexity.bits_per_character(tiny.wild(), tiny.tok(), tiny.texts()[:4], batch_size=size).nats_per_token
+        perplexity.bits_per_character(
+            tiny.wild(), tiny.tok(), tiny.texts()[:4], batch_size=size
+        ).nats_per_token
         for size in (1, 7, 32)
     ]
     np.testing.assert_allclose(scores, scores[0], rtol=1e-5)

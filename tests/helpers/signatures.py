@@ -8,7 +8,9 @@ import typing
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray
 
-_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int may stand for a float (PEP 484)
+_beartype = beartype(
+    conf=BeartypeConf(is_pep484_tower=True)
+)  # an int may stand for a float (PEP 484)
 
 
 def _names_an_array(annotation) -> bool:

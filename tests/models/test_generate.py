@@ -50,7 +50,9 @@ def test_the_cache_gives_the_logits_of_a_whole_pass(model):
     for t in range(11, 20):
         logits, cache = tiny.forward(model, tokens[:, t : t + 1], positions[:, t : t + 1], cache)
         parts.append(logits)
-    np.testing.assert_allclose(np.concatenate(parts, axis=1), tiny.forward(model, tokens), atol=2e-4)
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1), tiny.forward(model, tokens), atol=2e-4
+    )
 
 
 def test_greedy_with_the_cache_equals_greedy_without(model):
@@ -78,7 +80,8 @@ def test_the_seed_decides(model):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0}, {"top_k": 7}, {"max_new_tokens": 3}, {"max_new_tokens": None}]
+    "options",
+    [{}, {"temperature": 0}, {"top_k": 7}, {"max_new_tokens": 3}, {"max_new_tokens": None}],
 )
 def test_the_stream_is_the_text_in_pieces(model, options):
     for prompt in PROMPTS[:2]:
@@ -148,7 +151,9 @@ def test_generation_fills_the_context_and_no_more(model):
     prompt = "The little dog was happy"
     used = 1 + len(tok.encode_ordinary(prompt))
     room = model.config.max_position_embeddings - used + 1
-    assert run(model, [prompt], max_new_tokens=room, seed=1) == run(model, [prompt], max_new_tokens=None, seed=1)
+    assert run(model, [prompt], max_new_tokens=room, seed=1) == run(
+        model, [prompt], max_new_tokens=None, seed=1
+    )
     with pytest.raises(CourseError, match=f"max_new_tokens: expected 1 to {room} "):
         run(model, [prompt], max_new_tokens=room + 1)
 
@@ -177,7 +182,10 @@ def test_bad_input_is_one_clear_line(model, change, message):
 def test_a_tokenizer_of_another_size_is_refused(model, size):
     ranks = tokenizer.train_bpe(tiny.texts(), size)
     other = tokenizer.encoding(ranks, "other")
-    with pytest.raises(CourseError, match=f"tokenizer other: has {len(ranks) + 1} ids, the model's vocabulary has 400"):
+    with pytest.raises(
+        CourseError,
+        match=f"tokenizer other: has {len(ranks) + 1} ids, the model's vocabulary has 400",
+    ):
         generate.generate(model, other, ["One day"])
 
 
@@ -202,7 +210,12 @@ def spoken(name: str):
 def speak(name: str, prompts=None, *, model=None, tok=None, **options):
     made, its_tok = spoken(name)
     options = dict(max_new_tokens=20, temperature=0) | options
-    return [one.text for one in generate.generate(model or made, tok or its_tok, prompts or ASKED[name], **options)]
+    return [
+        one.text
+        for one in generate.generate(
+            model or made, tok or its_tok, prompts or ASKED[name], **options
+        )
+    ]
 
 
 class Recorder:
@@ -210,7 +223,12 @@ class Recorder:
 
     def __init__(self, tok):
         self.tok, self.rows = tok, []
-        self.name, self.n_vocab, self.stop_ids, self.encode = tok.name, tok.n_vocab, frozenset(), tok.encode
+        self.name, self.n_vocab, self.stop_ids, self.encode = (
+            tok.name,
+            tok.n_vocab,
+            frozenset(),
+            tok.encode,
+        )
 
     def stream(self):
         self.rows.append([])
@@ -242,7 +260,9 @@ def read_again(name: str, ids: list[int], new: int, penalty: float = 1.0) -> lis
         padded[0, : len(ids)] = ids
         logits = np.array(checkpoints.run(made, padded)[0, len(ids) - 1])[: tok.n_vocab]
         for token in set(ids):
-            logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+            logits[token] = (
+                logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+            )
         ids.append(int(np.argmax(logits)))
     return ids[start:]
 
@@ -261,14 +281,18 @@ def test_a_batch_of_unequal_prompts_equals_each_alone_and_without_a_cache(name):
     together = ids_of(name)
     assert len({len(spoken(name)[1].encode(prompt)) for prompt in ASKED[name]}) == 3
     assert together == [ids_of(name, [prompt])[0] for prompt in ASKED[name]]
-    assert together == [read_again(name, spoken(name)[1].encode(prompt), 20) for prompt in ASKED[name]]
+    assert together == [
+        read_again(name, spoken(name)[1].encode(prompt), 20) for prompt in ASKED[name]
+    ]
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
 @pytest.mark.parametrize("name", checkpoints.SPOKEN)
 def test_the_repetition_penalty_is_the_one_of_numpy(name, penalty):
     found = ids_of(name, repetition_penalty=penalty)
-    assert found == [read_again(name, spoken(name)[1].encode(prompt), 20, penalty) for prompt in ASKED[name]]
+    assert found == [
+        read_again(name, spoken(name)[1].encode(prompt), 20, penalty) for prompt in ASKED[name]
+    ]
     assert found != ids_of(name)
 
 
@@ -279,7 +303,8 @@ def test_a_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
 
 
 @pytest.mark.parametrize(
-    "options", [dict(temperature=0), dict(temperature=3.0), dict(temperature=1.0, top_p=0.5), dict(top_k=3)]
+    "options",
+    [dict(temperature=0), dict(temperature=3.0), dict(temperature=1.0, top_p=0.5), dict(top_k=3)],
 )
 def test_padded_rows_of_the_vocabulary_are_never_sampled(options):
     name = "qwen2-untied"
@@ -288,7 +313,9 @@ def test_padded_rows_of_the_vocabulary_are_never_sampled(options):
     weight = made.lm_head.weight[...]
     made.lm_head.weight[...] = weight.at[tok.n_vocab :].set(1e4 * weight[tok.n_vocab :])
     prompt = jnp.array([tok.encode(ASKED[name][0])])
-    assert int(jnp.argmax(checkpoints.run(made, prompt)[0], axis=-1).max()) >= tok.n_vocab, "they would win"
+    assert int(jnp.argmax(checkpoints.run(made, prompt)[0], axis=-1).max()) >= tok.n_vocab, (
+        "they would win"
+    )
     rows = ids_of(name, model=made, max_new_tokens=40, **(dict(temperature=1.0, seed=7) | options))
     assert all(len(row) == 40 and max(row) < tok.n_vocab for row in rows)
 
@@ -297,14 +324,23 @@ def test_padded_rows_of_the_vocabulary_are_never_sampled(options):
 def test_a_stop_string_that_lies_across_tokens(name):
     full = speak(name, tok=Recorder(spoken(name)[1]))[0]
     pieces = [spoken(name)[1].decode([i]) for i in ids_of(name)[0]]
-    stop = next(s for i in range(3, len(full) - 3) if not any((s := full[i : i + 3]) in piece for piece in pieces))
+    stop = next(
+        s
+        for i in range(3, len(full) - 3)
+        if not any((s := full[i : i + 3]) in piece for piece in pieces)
+    )
     assert speak(name, [ASKED[name][0]], stop=[stop])[0] == full[: full.index(stop)]
     streamed = list(
-        generate.stream(*spoken(name), ASKED[name][0], 20, temperature=0, stop=[stop, "never in it \N{SNOWMAN}"])
+        generate.stream(
+            *spoken(name), ASKED[name][0], 20, temperature=0, stop=[stop, "never in it \N{SNOWMAN}"]
+        )
     )
     assert "".join(streamed) == full[: full.index(stop)]
     earlier = full[1:3]
-    assert speak(name, [ASKED[name][0]], stop=(stop, earlier))[0] == full[: min(full.index(stop), full.index(earlier))]
+    assert (
+        speak(name, [ASKED[name][0]], stop=(stop, earlier))[0]
+        == full[: min(full.index(stop), full.index(earlier))]
+    )
 
 
 def test_a_stop_token_ends_its_own_row_alone():
@@ -323,7 +359,9 @@ def test_the_tokenizers_own_end_is_not_returned():
     rows, tok = ids_of(name), spoken(name)[1]
     ending = Recorder(tok)
     ending.stop_ids = frozenset({rows[0][4]})
-    assert speak(name, [ASKED[name][0]], tok=ending) == [tok.decode(rows[0][: rows[0].index(rows[0][4])])]
+    assert speak(name, [ASKED[name][0]], tok=ending) == [
+        tok.decode(rows[0][: rows[0].index(rows[0][4])])
+    ]
 
 
 @pytest.mark.parametrize("name", checkpoints.SPOKEN)
@@ -338,7 +376,12 @@ def test_seeds_of_a_real_model(name):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(repetition_penalty=1.2), dict(temperature=0.9, top_k=20, seed=4), dict(max_new_tokens=None)],
+    [
+        dict(),
+        dict(repetition_penalty=1.2),
+        dict(temperature=0.9, top_k=20, seed=4),
+        dict(max_new_tokens=None),
+    ],
 )
 def test_the_stream_of_a_real_model_is_the_text_in_pieces(options):
     name = "llama-tied"
@@ -366,7 +409,9 @@ def test_a_few_rows_of_bfloat16_are_decoded_packed_many_are_not_and_one_layout_i
     assert layout == "unrolled" and ready.decode(100)[0] is many
     kinds = [{leaf.dtype.name for leaf in jax.tree.leaves(state)} for _, state in (few, many)]
     assert "uint32" in kinds[0] and "uint32" not in kinds[1]
-    assert generate.prepare(checkpoints.model("llama-tied")).decode(1)[1] == "unrolled"  # float32: XLA's own products
+    assert (
+        generate.prepare(checkpoints.model("llama-tied")).decode(1)[1] == "unrolled"
+    )  # float32: XLA's own products
     assert generate.prepare(tiny.model()).decode(1)[1] == "stacked"
     # And back: the same text as from a model that was prepared anew.
     anew = generate.prepare(checkpoints.model("llama-tied", "bfloat16"))
@@ -376,21 +421,38 @@ def test_a_few_rows_of_bfloat16_are_decoded_packed_many_are_not_and_one_layout_i
 @pytest.mark.parametrize("rows", [1, 8])
 def test_packed_weights_are_not_unpacked_in_front_of_the_loop_of_steps(rows):
     """XLA would make float32 copies of all of them in front of the loop: twice the bytes to read, in each step."""
-    (graph, state), layout = generate.prepare(checkpoints.model("llama-tied", "bfloat16")).decode(rows)
+    (graph, state), layout = generate.prepare(checkpoints.model("llama-tied", "bfloat16")).decode(
+        rows
+    )
     cache = generate.nnx.merge(graph, state).new_cache(rows, 8)
     zeros = jnp.zeros(rows, jnp.int32)
     keys = jax.random.split(jax.random.key(0), rows)
-    sampling = {"temperature": np.float32(1), "penalty": np.float32(1), "top_k": None, "top_p": None}
+    sampling = {
+        "temperature": np.float32(1),
+        "penalty": np.float32(1),
+        "top_k": None,
+        "top_p": None,
+    }
     options = dict(n_vocab=150, greedy=True, max_top_k=None)
     first = generate._State(cache, zeros, zeros, None)
-    program = generate.jitted_decode(layout).lower(graph, state, first, keys, sampling, **options).compile()
+    program = (
+        generate.jitted_decode(layout)
+        .lower(graph, state, first, keys, sampling, **options)
+        .compile()
+    )
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.uint32)
     assert program.memory_analysis().temp_size_in_bytes < weights
 
 
 def test_greedy_takes_the_first_of_the_largest():
-    logits = jnp.array([[0, 3, 3, 1], [-jnp.inf, -jnp.inf, -2, -jnp.inf], [5, 1, 5, 5]], jnp.float32)
-    assert generate.sample(logits, None, greedy=True).tolist() == [1, 2, 0] == logits.argmax(-1).tolist()
+    logits = jnp.array(
+        [[0, 3, 3, 1], [-jnp.inf, -jnp.inf, -2, -jnp.inf], [5, 1, 5, 5]], jnp.float32
+    )
+    assert (
+        generate.sample(logits, None, greedy=True).tolist()
+        == [1, 2, 0]
+        == logits.argmax(-1).tolist()
+    )
 
 
 @pytest.mark.parametrize("name", checkpoints.NAMES)
@@ -404,7 +466,9 @@ def test_the_layout_for_decoding_gives_the_same_logits(name):
         logits, cache = checkpoints.run(each, tokens[:, :7], None, each.new_cache(2, 16))
         parts = [logits]
         for t in range(7, 12):
-            logits, cache = checkpoints.run(each, tokens[:, t : t + 1], positions[:, t : t + 1], cache)
+            logits, cache = checkpoints.run(
+                each, tokens[:, t : t + 1], positions[:, t : t + 1], cache
+            )
             parts.append(logits)
         np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, atol=2e-4, rtol=1e-4)
 
@@ -421,7 +485,8 @@ def test_the_bytes_of_a_cache_are_those_of_the_cache(name):
 def test_a_cache_that_cannot_fit_is_refused_before_it_is_made(monkeypatch):
     monkeypatch.setattr(generate, "_free_memory", lambda: 1000)
     with pytest.raises(
-        CourseError, match=r"^KV cache: 3 rows of \d+ tokens.*fewer prompts at once, or fewer new tokens"
+        CourseError,
+        match=r"^KV cache: 3 rows of \d+ tokens.*fewer prompts at once, or fewer new tokens",
     ) as error:
         speak("llama-tied")
     assert "\n" not in str(error.value)
@@ -433,7 +498,9 @@ def test_a_completion_says_its_ids_and_why_it_ended(stop):
     made, tok = spoken(name)
     prompt, options = [ASKED[name][0]], dict(temperature=0, max_new_tokens=20)
     free = generate.generate(made, Recorder(tok), prompt, **options)[0]
-    assert free.finish_reason == "length" and len(free.ids) == 20 and free.text == tok.decode(free.ids)
+    assert (
+        free.finish_reason == "length" and len(free.ids) == 20 and free.text == tok.decode(free.ids)
+    )
     if stop == ("stop token",):
         end = free.ids[5]
         one = generate.generate(made, tok, prompt, stop=[end], **options)[0]
@@ -461,7 +528,10 @@ def test_traced_sampling_equals_static_sampling():
     for top_k, top_p in ((1, 0.9), (5, 0.3), (7, 1.0), (50, 0.01)):
         expected = generate.sample(logits, keys, 0.8, top_k=top_k, top_p=top_p)
         for bound in (None, 64):
-            assert traced(logits, keys, 0.8, top_k=top_k, top_p=top_p, max_top_k=bound).tolist() == expected.tolist()
+            assert (
+                traced(logits, keys, 0.8, top_k=top_k, top_p=top_p, max_top_k=bound).tolist()
+                == expected.tolist()
+            )
 
 
 def test_an_adapter_speaks_and_merged_says_the_same():

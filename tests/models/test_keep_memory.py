@@ -13,9 +13,7 @@ from utils.kernels import cpu
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize(
-    "size", [100_000_000, pytest.param(2_200_000_000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("size", [100_000_000, pytest.param(2_200_000_000, marks=pytest.mark.slow)])
 def test_kept_memory_is_not_given_back(size):
     """Without it, each round would touch fresh pages, 25,000 for 100 MB; above 2 GB too. glibc alone can be told."""
     code = """
@@ -36,7 +34,9 @@ print(json.dumps([kept, faults() - before]))
 
     def run(how: str) -> list:
         command = [sys.executable, "-c", code, how, str(size)]
-        return json.loads(subprocess.check_output(command, text=True, cwd=Path(__file__).parents[2], env=env))
+        return json.loads(
+            subprocess.check_output(command, text=True, cwd=Path(__file__).parents[2], env=env)
+        )
 
     (kept, faults), (_, usual) = run("keep"), run("as usual")
     assert kept == (platform.libc_ver()[0] == "glibc")

@@ -17,7 +17,14 @@ from flax import nnx
 from utils import CourseError, checkpoints, lora, minigpt, train
 from utils.hf import peft
 
-CONFIG = minigpt.Config(vocab_size=61, max_position_embeddings=12, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
+CONFIG = minigpt.Config(
+    vocab_size=61,
+    max_position_embeddings=12,
+    hidden_size=16,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=32,
+)
 TOKENS = jax.random.randint(jax.random.key(1), (3, 12), 0, CONFIG.vocab_size)
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
@@ -34,7 +41,11 @@ def drawn(model, seed: int = 3):
 
 
 def adapted(targets=("q_proj", "v_proj", "up_proj"), *, rank=4, seed: int = 0, **options):
-    return drawn(lora.inject(base(seed), rank=rank, alpha=8, target_modules=targets, rngs=nnx.Rngs(7), **options))
+    return drawn(
+        lora.inject(
+            base(seed), rank=rank, alpha=8, target_modules=targets, rngs=nnx.Rngs(7), **options
+        )
+    )
 
 
 @functools.partial(jax.jit, static_argnames="graph")  # compiled once for each structure of a model
@@ -93,7 +104,9 @@ def test_unmerge_within_rounding():
     before = arrays(model)
     lora.unmerge(lora.merge(model))
     for name, after in arrays(model).items():
-        np.testing.assert_allclose(after, before[name], rtol=0, atol=4e-7 * max(1, np.abs(before[name]).max()))
+        np.testing.assert_allclose(
+            after, before[name], rtol=0, atol=4e-7 * max(1, np.abs(before[name]).max())
+        )
         assert "kernel" in name or np.array_equal(after, before[name])
 
 
@@ -104,7 +117,9 @@ def test_unmerge_to_the_bit_when_the_weights_are_kept():
     assert not np.array_equal(logits(model), logits(base()))
     lora.unmerge(model)
     after = arrays(model)
-    assert before.keys() == after.keys() and all(np.array_equal(before[n], after[n]) for n in before)
+    assert before.keys() == after.keys() and all(
+        np.array_equal(before[n], after[n]) for n in before
+    )
     assert np.array_equal(logits(model), out)
 
 
@@ -127,16 +142,25 @@ def test_bfloat16_merge_rounds_and_keep_does_not():
     assert np.array_equal(np.array(kernel[...].astype(jnp.float32)), original)
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"rank": (4, 2, 1)}, {"layers": (0, 2)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True}, {"rank": (4, 2, 1)}, {"layers": (0, 2)}]
+)
 def test_save_and_load_into_a_fresh_base(tmp_path, options):
-    model = adapted(("q_proj", "down_proj", "lm_head") if not options else ("q_proj", "down_proj"), **options)
+    model = adapted(
+        ("q_proj", "down_proj", "lm_head") if not options else ("q_proj", "down_proj"), **options
+    )
     if "rank" in options:  # the padding of smaller ranks is zero in a trained adapter too
         for a in lora.adapters(model).values():
             used = jnp.arange(4) < jnp.array(options["rank"])[:, None]
             a.lora_B[...] = a.lora_B[...] * used[:, None, :]
     folder = peft.save(model, tmp_path / "mine", base="a-minigpt")
-    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert all(p.stat().st_mode & 0o044 == 0o044 for p in folder.iterdir())  # others may read it, as any file
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert all(
+        p.stat().st_mode & 0o044 == 0o044 for p in folder.iterdir()
+    )  # others may read it, as any file
     loaded = peft.load(base(), folder)
     assert np.array_equal(logits(loaded), logits(model))
     small = sum(p.stat().st_size for p in folder.iterdir())
@@ -157,7 +181,9 @@ def test_a_file_is_peft_s(tmp_path):
     }
     assert config["peft_type"] == "LORA" and config["base_model_name_or_path"] == "someone/base"
     assert config["r"] in (4, 2) and set(config["rank_pattern"].values()) == {6 - config["r"]}
-    assert all(n.startswith("layers.") for n in config["target_modules"])  # layer 1 is not adapted: full names
+    assert all(
+        n.startswith("layers.") for n in config["target_modules"]
+    )  # layer 1 is not adapted: full names
     assert metadata["format"] == "pt"
 
 
@@ -168,7 +194,9 @@ def train_100(model, wrt=nnx.LoRAParam, seed=0):
             yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
     tx = train.optimizer(1e-2)
-    return train.fit(model, batches(), train.next_token_loss, tx, steps=100, wrt=wrt, seed=seed, progress=False)
+    return train.fit(
+        model, batches(), train.next_token_loss, tx, steps=100, wrt=wrt, seed=seed, progress=False
+    )
 
 
 def test_100_steps_change_only_the_adapter():
@@ -184,7 +212,9 @@ def test_100_steps_change_only_the_adapter():
 
 
 def test_smaller_ranks_and_switched_off_layers_stay_what_they_are():
-    model = lora.inject(base(), rank=(4, 2, 1), alpha=4, target_modules=["q_proj"], layers=(0, 1), rngs=nnx.Rngs(5))
+    model = lora.inject(
+        base(), rank=(4, 2, 1), alpha=4, target_modules=["q_proj"], layers=(0, 1), rngs=nnx.Rngs(5)
+    )
     train_100(model)
     a = lora.adapters(model)["layers.self_attn.q_proj"]
     A, B = a.lora_A[...], a.lora_B[...]
@@ -208,10 +238,19 @@ def test_the_adapter_step_has_no_gradient_and_no_optimiser_memory_for_the_base(m
     # Written out, the blocks' slices of the stacked weights are temporaries too, and would hide what is looked for.
     monkeypatch.setattr(minigpt, "UNROLL", 1)
     # Few tokens, a wide model: activations are small beside the weights, so what remains is weights and gradients.
-    config = minigpt.Config(vocab_size=256, max_position_embeddings=8, hidden_size=128, num_hidden_layers=4, num_attention_heads=2, intermediate_size=512)
+    config = minigpt.Config(
+        vocab_size=256,
+        max_position_embeddings=8,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=512,
+    )
 
     def model():
-        return lora.inject(minigpt.MiniGPT(config, rngs=nnx.Rngs(0)), rank=2, alpha=4, rngs=nnx.Rngs(1))
+        return lora.inject(
+            minigpt.MiniGPT(config, rngs=nnx.Rngs(0)), rank=2, alpha=4, rngs=nnx.Rngs(1)
+        )
 
     counts = lora.count(model())
     base_bytes, adapter_bytes = 4 * counts.base, counts.adapter_bytes
@@ -235,10 +274,17 @@ def test_the_formula():
     linear = nnx.Linear(5, 7, rngs=nnx.Rngs(0))
     layer = lora.LoRALinear(linear, rank=3, alpha=6, rngs=nnx.Rngs(1))
     x = jax.random.normal(jax.random.key(2), (4, 5))
-    assert layer.lora_A.shape == (3, 5) and layer.lora_B.shape == (7, 3) and layer.stack is None and layer.rank == 3
+    assert (
+        layer.lora_A.shape == (3, 5)
+        and layer.lora_B.shape == (7, 3)
+        and layer.stack is None
+        and layer.rank == 3
+    )
     assert np.array_equal(layer(x), linear(x))
     layer.lora_B[...] = jax.random.normal(jax.random.key(3), (7, 3))
-    W = np.array(linear.kernel[...]).T + 6 / 3 * np.array(layer.lora_B[...]) @ np.array(layer.lora_A[...])
+    W = np.array(linear.kernel[...]).T + 6 / 3 * np.array(layer.lora_B[...]) @ np.array(
+        layer.lora_A[...]
+    )
     np.testing.assert_allclose(layer(x), np.array(x) @ W.T + np.array(linear.bias[...]), atol=1e-5)
     np.testing.assert_allclose(layer.delta(), W - np.array(linear.kernel[...]).T, atol=1e-5)
 
@@ -260,7 +306,10 @@ def test_pefts_initialisation():
     A = np.array(lora.LoRALinear(linear, rank=64, alpha=1, rngs=nnx.Rngs(1)).lora_A[...])
     bound = 1 / math.sqrt(64)
     assert np.abs(A).max() <= bound and np.abs(A).max() > 0.99 * bound
-    assert A.std() == pytest.approx(bound / math.sqrt(3), rel=0.03) and abs(A.mean()) < 0.01 * bound * 3
+    assert (
+        A.std() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+        and abs(A.mean()) < 0.01 * bound * 3
+    )
 
 
 def test_scales():
@@ -279,21 +328,27 @@ def test_layers_and_scale_per_layer():
     a = lora.adapters(model)["layers.mlp.up_proj"]
     assert list(np.asarray(a.scale[...])) == [0, 2, 0]
     assert [bool(np.any(d)) for d in np.asarray(a.delta())] == [False, True, False]
-    model = lora.inject(base(), rank=2, alpha=(2, 4, 8), target_modules=["up_proj"], rngs=nnx.Rngs(0))
+    model = lora.inject(
+        base(), rank=2, alpha=(2, 4, 8), target_modules=["up_proj"], rngs=nnx.Rngs(0)
+    )
     assert list(np.asarray(lora.adapters(model)["layers.mlp.up_proj"].scale[...])) == [1, 2, 4]
     off = adapted(("up_proj",), layers=())
     assert np.array_equal(logits(off), logits(base()))
 
 
 def test_numbers_from_numpy_are_numbers():
-    model = lora.inject(base(), rank=np.array([4, 2, 1]), alpha=np.float32(8), layers=np.arange(2), rngs=nnx.Rngs(0))
+    model = lora.inject(
+        base(), rank=np.array([4, 2, 1]), alpha=np.float32(8), layers=np.arange(2), rngs=nnx.Rngs(0)
+    )
     assert list(np.asarray(lora.adapters(model)["layers.self_attn.q_proj"].scale[...])) == [2, 4, 0]
 
 
 def test_counts():
     model = adapted(ALL)
     found = lora.count(model)
-    by_hand = CONFIG.num_hidden_layers * (4 * lora.parameters((16, 16), 4) + 2 * lora.parameters((16, 32), 4))
+    by_hand = CONFIG.num_hidden_layers * (
+        4 * lora.parameters((16, 16), 4) + 2 * lora.parameters((16, 32), 4)
+    )
     assert found.adapter == by_hand == 3 * (4 * 4 * 32 + 2 * 4 * 48)
     assert found.base == CONFIG.count_parameters()["total"]
     assert found.share == by_hand / found.base
@@ -304,10 +359,15 @@ def test_counts():
 
 def test_targets_by_name_path_and_expression():
     def paths(targets):
-        return sorted(lora.adapters(lora.inject(base(), rank=1, target_modules=targets, rngs=nnx.Rngs(0))))
+        return sorted(
+            lora.adapters(lora.inject(base(), rank=1, target_modules=targets, rngs=nnx.Rngs(0)))
+        )
 
     assert paths(("q_proj",)) == ["layers.self_attn.q_proj"]
-    assert paths(("self_attn.q_proj", "down_proj")) == ["layers.mlp.down_proj", "layers.self_attn.q_proj"]
+    assert paths(("self_attn.q_proj", "down_proj")) == [
+        "layers.mlp.down_proj",
+        "layers.self_attn.q_proj",
+    ]
     assert paths(r".*\.(k|v)_proj") == ["layers.self_attn.k_proj", "layers.self_attn.v_proj"]
     assert paths(("lm_head",)) == ["embed_tokens"]
 
@@ -321,9 +381,15 @@ def test_tied_head():
     x, _ = model.hidden(TOKENS)
     W = np.array(base().embed_tokens.embedding[...]) + np.asarray(model.embed_tokens.delta())
     np.testing.assert_allclose(logits(model), np.asarray(x) @ W.T, atol=1e-4)
-    assert model.new_cache(1)[0].k.dtype == jnp.float32  # the model still asks its table for the dtype
+    assert (
+        model.new_cache(1)[0].k.dtype == jnp.float32
+    )  # the model still asks its table for the dtype
     refuses(model, "embed_tokens / merge", lambda: lora.merge(model))
-    refuses(base(), "embed_tokens / lm_head", lambda: lora.inject(base(), target_modules=["embed_tokens"], rngs=nnx.Rngs(0)))
+    refuses(
+        base(),
+        "embed_tokens / lm_head",
+        lambda: lora.inject(base(), target_modules=["embed_tokens"], rngs=nnx.Rngs(0)),
+    )
 
 
 def test_disabled_is_the_base_and_comes_back():
@@ -355,7 +421,9 @@ def test_dropout():
     graph, state = nnx.split(model)
 
     @jax.jit
-    def pure(state, key):  # in a pure step, where a random state inside the model would repeat one mask for ever
+    def pure(
+        state, key
+    ):  # in a pure step, where a random state inside the model would repeat one mask for ever
         made = nnx.merge(graph, state)
         with lora.dropout(made, key):
             return made(TOKENS)
@@ -376,7 +444,10 @@ def test_dropout_keeps_the_mean_and_differs_between_layers():
     model = adapted(dropout=0.5)
     with lora.dropout(model, jax.random.key(0)):
         keys = [jax.random.key_data(a.key[...]) for a in lora.adapters(model).values()]
-    assert len(np.unique(np.concatenate([np.asarray(k) for k in keys]), axis=0)) == 3 * CONFIG.num_hidden_layers
+    assert (
+        len(np.unique(np.concatenate([np.asarray(k) for k in keys]), axis=0))
+        == 3 * CONFIG.num_hidden_layers
+    )
 
 
 # ------------------------------------------------------------------------------------------------- adapters as states
@@ -404,16 +475,24 @@ def test_adapter_is_a_copy():
 def test_combine_is_the_weighted_sum_of_changes():
     one, two = adapted(rank=2), drawn(adapted(rank=3, use_rslora=True), seed=20)
     deltas = [{p: np.asarray(a.delta()) for p, a in lora.adapters(m).items()} for m in (one, two)]
-    lora.set_adapter(one, lora.add_weighted_adapter((lora.adapter(one), 0.7), (lora.adapter(two), -0.4)))
+    lora.set_adapter(
+        one, lora.add_weighted_adapter((lora.adapter(one), 0.7), (lora.adapter(two), -0.4))
+    )
     for path, a in lora.adapters(one).items():
         assert a.rank == 5
-        np.testing.assert_allclose(a.delta(), 0.7 * deltas[0][path] - 0.4 * deltas[1][path], atol=1e-5)
+        np.testing.assert_allclose(
+            a.delta(), 0.7 * deltas[0][path] - 0.4 * deltas[1][path], atol=1e-5
+        )
 
 
 def test_combine_refuses_what_does_not_fit():
     model = adapted()
     state = lora.adapter(model)
-    refuses(model, "target modules", lambda: lora.add_weighted_adapter((state, 1), (lora.adapter(adapted(("q_proj",))), 1)))
+    refuses(
+        model,
+        "target modules",
+        lambda: lora.add_weighted_adapter((state, 1), (lora.adapter(adapted(("q_proj",))), 1)),
+    )
     refuses(model, "at least one", lambda: lora.add_weighted_adapter())
     wide = {path: parts | {"lora_A": parts["lora_A"][..., :-1]} for path, parts in state.items()}
     refuses(model, "layers.", lambda: lora.add_weighted_adapter((state, 1), (wide, 1)))
@@ -463,14 +542,30 @@ def test_options_that_cannot_be(options, words):
 
 
 def test_an_error_at_the_last_target_leaves_the_first_alone():
-    model = base()  # rank 20 fits the head (16 x 61)? no layer here takes it, and the first is named
-    refuses(model, "rank", lambda: lora.inject(model, rank=20, target_modules=["up_proj", "lm_head"], rngs=nnx.Rngs(0)))
-    refuses(model, "nothing_here", lambda: lora.inject(model, target_modules=["q_proj", "nothing_here"], rngs=nnx.Rngs(0)))
+    model = (
+        base()
+    )  # rank 20 fits the head (16 x 61)? no layer here takes it, and the first is named
+    refuses(
+        model,
+        "rank",
+        lambda: lora.inject(
+            model, rank=20, target_modules=["up_proj", "lm_head"], rngs=nnx.Rngs(0)
+        ),
+    )
+    refuses(
+        model,
+        "nothing_here",
+        lambda: lora.inject(model, target_modules=["q_proj", "nothing_here"], rngs=nnx.Rngs(0)),
+    )
 
 
 def test_twice_and_out_of_order(tmp_path):
     model = adapted()
-    refuses(model, "already has adapters", lambda: lora.inject(model, target_modules=["k_proj"], rngs=nnx.Rngs(0)))
+    refuses(
+        model,
+        "already has adapters",
+        lambda: lora.inject(model, target_modules=["k_proj"], rngs=nnx.Rngs(0)),
+    )
     refuses(model, "not merged", lambda: lora.unmerge(model))
     other = lora.adapter(drawn(adapted(), seed=9))
     peft.save(model, tmp_path / "there")
@@ -505,7 +600,11 @@ def test_an_adapter_of_another_shape_is_not_swapped_in():
     model = adapted()
     state = lora.adapter(model)
     path = "layers.self_attn.q_proj"
-    refuses(model, "layers.mlp.up_proj", lambda: lora.set_adapter(model, lora.adapter(adapted(("q_proj", "v_proj")))))
+    refuses(
+        model,
+        "layers.mlp.up_proj",
+        lambda: lora.set_adapter(model, lora.adapter(adapted(("q_proj", "v_proj")))),
+    )
 
     def with_(name, array):
         return state | {path: state[path] | {name: array}}
@@ -532,7 +631,9 @@ def test_saving_over_something(tmp_path):
     peft.save(two, folder, overwrite=True)
     assert np.array_equal(logits(peft.load(base(), folder)), logits(two))
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]  # nothing half-written is left
-    (folder / "notes.txt").write_text("mine")  # a folder that holds more than an adapter is not replaced
+    (folder / "notes.txt").write_text(
+        "mine"
+    )  # a folder that holds more than an adapter is not replaced
     refuses(one, "notes.txt", lambda: peft.save(one, folder, overwrite=True))
     assert (folder / "notes.txt").read_text() == "mine"
     file = tmp_path / "file"
@@ -572,11 +673,17 @@ def test_another_base_or_rank(tmp_path):
     stranger = base(seed=1)
     refuses(stranger, "another base", lambda: peft.load(stranger, folder))
     peft.load(stranger, folder, check_base=False)  # on the learner's own word
-    wide = minigpt.MiniGPT(minigpt.Config(**{**CONFIG.__dict__, "hidden_size": 32}), rngs=nnx.Rngs(0))
+    wide = minigpt.MiniGPT(
+        minigpt.Config(**{**CONFIG.__dict__, "hidden_size": 32}), rngs=nnx.Rngs(0)
+    )
     refuses(wide, "another base", lambda: peft.load(wide, folder))
     refuses(wide, "expected A [R, 32]", lambda: peft.load(wide, folder, check_base=False))
-    shallow = minigpt.MiniGPT(minigpt.Config(**{**CONFIG.__dict__, "num_hidden_layers": 2}), rngs=nnx.Rngs(0))
-    refuses(shallow, "layers.2 / fits no layer", lambda: peft.load(shallow, folder, check_base=False))
+    shallow = minigpt.MiniGPT(
+        minigpt.Config(**{**CONFIG.__dict__, "num_hidden_layers": 2}), rngs=nnx.Rngs(0)
+    )
+    refuses(
+        shallow, "layers.2 / fits no layer", lambda: peft.load(shallow, folder, check_base=False)
+    )
     other_rank = adapted(rank=2)
     refuses(other_rank, "rank 2 / found 4", lambda: peft.load(other_rank, folder))
     other_targets = adapted(("q_proj",))
@@ -600,7 +707,9 @@ def test_damaged_folders(tmp_path):
     def rewrite(**changes):
         def change(copy):
             found = json.loads(config.read_text()) | changes
-            (copy / config.name).write_text(json.dumps({k: v for k, v in found.items() if v != "gone"}))
+            (copy / config.name).write_text(
+                json.dumps({k: v for k, v in found.items() if v != "gone"})
+            )
 
         return change
 
@@ -628,7 +737,9 @@ def test_damaged_folders(tmp_path):
 def test_patterns_may_be_null_as_peft_writes_them(tmp_path):
     folder = peft.save(adapted(), tmp_path / "mine")
     config = folder / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"rank_pattern": None, "alpha_pattern": None}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"rank_pattern": None, "alpha_pattern": None})
+    )
     assert np.array_equal(logits(peft.load(base(), folder)), logits(adapted()))
 
 
@@ -641,7 +752,11 @@ def test_tensors_that_are_half_there_or_not_numbers(tmp_path):
     file, model = folder / "adapter_model.safetensors", base()
     save_file({n: t for n, t in tensors.items() if n != name.format("B")}, file, metadata=metadata)
     refuses(model, "layers.1.self_attn.q_proj / only one", lambda: peft.load(model, folder))
-    save_file(tensors | {name.format("A"): tensors[name.format("A")] * np.float32("nan")}, file, metadata=metadata)
+    save_file(
+        tensors | {name.format("A"): tensors[name.format("A")] * np.float32("nan")},
+        file,
+        metadata=metadata,
+    )
     refuses(model, "layers.1.self_attn.q_proj / NaN", lambda: peft.load(model, folder))
     save_file(tensors | {"other": np.zeros(2, np.float32)}, file, metadata=metadata)
     refuses(model, "other / fits no layer", lambda: peft.load(model, folder))

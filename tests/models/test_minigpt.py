@@ -25,7 +25,19 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("changes", [{}, dict(num_hidden_layers=1, hidden_size=24, num_attention_heads=3, vocab_size=77, max_position_embeddings=9)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(
+            num_hidden_layers=1,
+            hidden_size=24,
+            num_attention_heads=3,
+            vocab_size=77,
+            max_position_embeddings=9,
+        ),
+    ],
+)
 def test_parameters_are_counted_without_making_them(changes):
     counts = tiny.config(**changes).count_parameters()
     assert counts["total"] == sum(a.size for a in tiny.weights(tiny.model(**changes)).values())
@@ -35,7 +47,9 @@ def test_parameters_are_counted_without_making_them(changes):
 def test_flops_agree_with_what_xla_counts():
     model = tiny.model(num_hidden_layers=1)  # XLA counts the body of a scan once
     graph, state = nnx.split(model)
-    compiled = jax.jit(lambda s, t: nnx.merge(graph, s)(t)).lower(state, jnp.zeros((2, 32), int)).compile()
+    compiled = (
+        jax.jit(lambda s, t: nnx.merge(graph, s)(t)).lower(state, jnp.zeros((2, 32), int)).compile()
+    )
     cost = compiled.cost_analysis()
     found = (cost[0] if isinstance(cost, list) else cost)["flops"] / 64
     assert model.config.flops_per_token() == pytest.approx(found, rel=0.2)
@@ -66,9 +80,19 @@ def test_more_tokens_than_the_context_is_an_error():
         tiny.model()(jnp.zeros((1, 33), int))
 
 
-@pytest.mark.parametrize("bad", [dict(num_attention_heads=3), dict(num_hidden_layers=0), dict(hidden_size=1.5), dict(vocab_size="2048")])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(num_attention_heads=3),
+        dict(num_hidden_layers=0),
+        dict(hidden_size=1.5),
+        dict(vocab_size="2048"),
+    ],
+)
 def test_sizes_that_no_model_has_are_an_error(bad):
-    with pytest.raises(CourseError, match=next(iter(bad)) if "num_attention_heads" not in bad else "hidden_size"):
+    with pytest.raises(
+        CourseError, match=next(iter(bad)) if "num_attention_heads" not in bad else "hidden_size"
+    ):
         tiny.config(**bad)
 
 
@@ -77,7 +101,9 @@ def test_sizes_that_no_model_has_are_an_error(bad):
 
 def test_saved_and_loaded_is_the_same_to_the_bit(saved):
     model = pretrained.load(saved)
-    assert tiny.same(tiny.weights(model), tiny.weights(tiny.wild())) and model.config == tiny.config()
+    assert (
+        tiny.same(tiny.weights(model), tiny.weights(tiny.wild())) and model.config == tiny.config()
+    )
     tokens = jnp.arange(20)[None]
     assert np.array_equal(tiny.forward(model, tokens), tiny.forward(tiny.wild(), tokens))
     assert json.loads((saved / "provenance.json").read_text()) == {"steps": 3}
@@ -103,16 +129,34 @@ def cut(path, share=0.5):
     [
         (lambda d: cut(d / "model.safetensors"), "model.safetensors: damaged or cut short"),
         (lambda d: cut(d / "model.safetensors", 0), "model.safetensors: damaged or cut short"),
-        (lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 400), "model.safetensors: damaged"),
+        (
+            lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 400),
+            "model.safetensors: damaged",
+        ),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors: not found"),
         (lambda d: (d / "config.json").unlink(), "config.json: not found"),
         (lambda d: cut(d / "config.json"), "config.json: not the configuration"),
-        (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"), "config.json: not the configuration"),
+        (
+            lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"),
+            "config.json: not the configuration",
+        ),
         (lambda d: (d / "config.json").write_text("[1, 2]"), "config.json: not the configuration"),
-        (lambda d: (d / "config.json").write_text('{"n_embd": 768}'), "config.json: not the configuration"),
-        (lambda d: (d / "config.json").write_text('{"hidden_size": 0}'), "config.json: hidden_size: expected"),
-        (lambda d: rewrite(d, hidden_size=32), r"embed_positions.embedding: expected \(32, 32\), found \(32, 16\)"),
-        (lambda d: rewrite(d, num_hidden_layers=3), r"layers.*: expected \(3, 16\), found \(2, 16\)"),
+        (
+            lambda d: (d / "config.json").write_text('{"n_embd": 768}'),
+            "config.json: not the configuration",
+        ),
+        (
+            lambda d: (d / "config.json").write_text('{"hidden_size": 0}'),
+            "config.json: hidden_size: expected",
+        ),
+        (
+            lambda d: rewrite(d, hidden_size=32),
+            r"embed_positions.embedding: expected \(32, 32\), found \(32, 16\)",
+        ),
+        (
+            lambda d: rewrite(d, num_hidden_layers=3),
+            r"layers.*: expected \(3, 16\), found \(2, 16\)",
+        ),
         (lambda d: shutil.rmtree(d), "config.json: not found"),
     ],
 )
@@ -146,7 +190,9 @@ def test_a_full_disk_leaves_every_old_file_as_it_was(saved):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             with pytest.raises(CourseError, match="could not be written") as error:
-                checkpoints.save_weights(tiny.model(num_hidden_layers=3), saved, provenance={"steps": 4})
+                checkpoints.save_weights(
+                    tiny.model(num_hidden_layers=3), saved, provenance={"steps": 4}
+                )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "\n" not in str(error.value) and contents(saved) == before
@@ -163,7 +209,9 @@ def test_a_disk_with_room_for_the_weights_alone_leaves_every_old_file(tmp_path):
         before = contents(disk / "kept")
         assert len(before["model.safetensors"]) > 30_000
         with pytest.raises(CourseError, match="could not be written.*unchanged"):
-            checkpoints.save_weights(tiny.model(), disk / "kept", provenance={"note": "x" * 150_000})
+            checkpoints.save_weights(
+                tiny.model(), disk / "kept", provenance={"note": "x" * 150_000}
+            )
         assert contents(disk / "kept") == before
     finally:
         subprocess.run(["umount", str(disk)], check=True)

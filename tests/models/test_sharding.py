@@ -73,11 +73,15 @@ def trained(name: str, mesh=None, rows: slice = slice(None), steps: int = STEPS)
             mine = {key: array[rows] for key, array in batch(i).items()}
             if mesh is not None:
                 mine = sharding.shard_batch(mine, mesh)
-                assert mine["inputs"].shape == (ROWS, T) and mine["inputs"].sharding.spec == P("fsdp")
+                assert mine["inputs"].shape == (ROWS, T) and mine["inputs"].sharding.spec == P(
+                    "fsdp"
+                )
             carry, loss, _ = step(carry, rest, mine, jax.random.key(i))
             found.append(float(loss))
     for leaf, (before, ndim) in zip(jax.tree.leaves(carry), layout):
-        assert mesh is None or leaf.sharding.is_equivalent_to(before, ndim), "a step moved what it trains"
+        assert mesh is None or leaf.sharding.is_equivalent_to(before, ndim), (
+            "a step moved what it trains"
+        )
     nnx.update(model, carry[0])
     return found, model, carry[1]
 
@@ -92,10 +96,14 @@ def on_eight_devices() -> None:
     saved["base"] = base
     with tempfile.TemporaryDirectory() as folder:
         for fsdp, tp in MESHES:
-            saved[f"{fsdp}x{tp}"], model, state = trained(name, sharding.make_mesh(fsdp=fsdp, tp=tp))
+            saved[f"{fsdp}x{tp}"], model, state = trained(
+                name, sharding.make_mesh(fsdp=fsdp, tp=tp)
+            )
             if (fsdp, tp) == (4, 2):
                 table = sharding.report(model, state)
-                saved["report"] = {kind: table.of(kind) for kind in ("base", "adapter", "optimiser")}
+                saved["report"] = {
+                    kind: table.of(kind) for kind in ("base", "adapter", "optimiser")
+                }
                 saved["totals"] = [table.total, table.largest, len(str(table).splitlines())]
                 peft.save(model, Path(folder) / "adapter")
                 kept = lora.adapter(model)
@@ -111,7 +119,10 @@ def on_eight_devices() -> None:
     saved["kv base"], _, _ = trained("llama-bf16", steps=5)
     saved["kv 2x4"], model, _ = trained("llama-bf16", sharding.make_mesh(fsdp=2, tp=4), steps=5)
     attention = model.model.layers.self_attn
-    saved["kv"] = [str(attention.k_proj.base.weight.sharding.spec), str(attention.q_proj.base.weight.sharding.spec)]
+    saved["kv"] = [
+        str(attention.k_proj.base.weight.sharding.spec),
+        str(attention.q_proj.base.weight.sharding.spec),
+    ]
     saved["fsdp"] = {}
     for fsdp in (1, 2, 4, 8):
         table = sharding.report(adapted(name, sharding.make_mesh(fsdp=fsdp)))
@@ -136,7 +147,9 @@ def messages(mesh) -> dict:
         return jax.lax.scan(lambda x, w: (sharding.constrain(x @ w, None, "fsdp"), None), x, ws)[0]
 
     def on(shape, *spec):
-        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.sharding.NamedSharding(mesh, P(*spec)))
+        return jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=jax.sharding.NamedSharding(mesh, P(*spec))
+        )
 
     with jax.set_mesh(mesh):
         compiled = jax.jit(f).lower(on((2, 8), None, "fsdp"), on((5, 8, 8), None, "fsdp")).compile()
@@ -146,7 +159,9 @@ def messages(mesh) -> dict:
 def on_two_hosts(rank: int, port: int) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank)
     assert jax.device_count() == 8 and jax.local_device_count() == 4
-    found, *_ = trained("qwen2-untied", sharding.make_mesh(fsdp=4, tp=2), slice(4 * rank, 4 * rank + 4))
+    found, *_ = trained(
+        "qwen2-untied", sharding.make_mesh(fsdp=4, tp=2), slice(4 * rank, 4 * rank + 4)
+    )
     try:
         sharding.shard_batch({"inputs": np.zeros((3, 3))}, sharding.make_mesh(fsdp=4, tp=2))
     except CourseError as error:
@@ -157,9 +172,16 @@ def on_two_hosts(rank: int, port: int) -> None:
 def python(code: str, devices: int) -> subprocess.Popen:
     # Unoptimised, the programs compile in half the time, and these run for milliseconds.
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    env = os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "MPLBACKEND": "agg",
+    }
     command = [sys.executable, "-c", f"from tests.models import test_sharding as t; {code}"]
-    return subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def said(process: subprocess.Popen):
@@ -180,7 +202,9 @@ def eight() -> dict:
 @pytest.mark.serial
 @pytest.mark.parametrize("mesh", [f"{fsdp}x{tp}" for fsdp, tp in MESHES])
 def test_sharded_equals_unsharded(eight, mesh):
-    assert eight["base"][-1] < eight["base"][0] - 0.5, "it must learn something, or equal losses say nothing"
+    assert eight["base"][-1] < eight["base"][0] - 0.5, (
+        "it must learn something, or equal losses say nothing"
+    )
     np.testing.assert_allclose(eight[mesh], eight["base"], rtol=1e-5, atol=0)
 
 
@@ -193,7 +217,9 @@ def test_two_processes_equal_one(eight):
     hosts = [python(f"t.on_two_hosts({rank}, {port})", 4) for rank in range(2)]
     for found, error in [said(process) for process in hosts]:
         np.testing.assert_allclose(found, eight["base"], rtol=1e-5, atol=0)
-        assert error.startswith("batch: 3 rows do not divide over fsdp=4 (2 of them in this process)")
+        assert error.startswith(
+            "batch: 3 rows do not divide over fsdp=4 (2 of them in this process)"
+        )
 
 
 @pytest.mark.slow
@@ -213,7 +239,9 @@ def test_fsdp_divides_the_bytes_of_the_base(eight):
     whole = sum(leaf[...].nbytes for _, leaf in leaves)
     for fsdp, (base, devices) in eight["fsdp"].items():
         assert devices == int(fsdp)
-        assert base == (whole - norms - biases) / int(fsdp) + norms + biases  # biases of column layers are tp's
+        assert (
+            base == (whole - norms - biases) / int(fsdp) + norms + biases
+        )  # biases of column layers are tp's
 
 
 @pytest.mark.slow
@@ -222,7 +250,11 @@ def test_the_report_counts_what_each_device_holds(eight):
     found = eight["report"]
     model = adapted("qwen2-untied")
     ends = [leaf for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))]
-    assert sum(leaf[...].nbytes for leaf in ends) / 8 < found["adapter"] < sum(leaf[...].nbytes for leaf in ends) / 2
+    assert (
+        sum(leaf[...].nbytes for leaf in ends) / 8
+        < found["adapter"]
+        < sum(leaf[...].nbytes for leaf in ends) / 2
+    )
     scales = len(ALL) * 3 * 4
     assert found["optimiser"] == 2 * (found["adapter"] - scales) + 4  # two moments and a count
     total, largest, lines = eight["totals"]
@@ -233,7 +265,9 @@ def test_the_report_counts_what_each_device_holds(eight):
 @pytest.mark.serial
 def test_the_picture_shows_every_device_once(eight):
     assert sorted(device for *_, device in eight["parts"]) == list(range(8))
-    assert all(end - start == 4 and right - left == 3 for start, end, left, right, _ in eight["parts"])
+    assert all(
+        end - start == 4 and right - left == 3 for start, end, left, right, _ in eight["parts"]
+    )
     assert eight["labels"] == [str(i) for i in range(8)]
 
 
@@ -275,13 +309,22 @@ def test_the_rules(path, ndim, wanted):
     assert sharding.Rules().spec(path, ndim) == wanted
 
 
-R1 = SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960, vocab_size=151936, hidden_size=1536)
+R1 = SimpleNamespace(
+    num_attention_heads=12,
+    num_key_value_heads=2,
+    intermediate_size=8960,
+    vocab_size=151936,
+    hidden_size=1536,
+)
 
 
 @pytest.mark.parametrize(
     "mesh, message",
     [
-        (dict(tp=8), "num_attention_heads: 12 does not divide over tp=8: choose tp that divides it, such as 2, 3, 4, 6"),
+        (
+            dict(tp=8),
+            "num_attention_heads: 12 does not divide over tp=8: choose tp that divides it, such as 2, 3, 4, 6",
+        ),
         (dict(tp=3), "intermediate_size: 8960 does not divide over tp=3: .*"),
         (dict(fsdp=5), "hidden_size: 1536 does not divide over fsdp=5: .*"),
         (dict(fsdp=0), "fsdp: expected a whole number of at least 1, found 0"),

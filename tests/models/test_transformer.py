@@ -10,8 +10,8 @@ from flax import nnx
 
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import NAMES, model, reference, run
-from utils.hf import config as hf_config
 from utils import CourseError, attention, kernels, lora, rope, transformer
+from utils.hf import config as hf_config
 from utils.kernels import cpu
 
 
@@ -19,7 +19,9 @@ def grown(made, tokens, steps, known=None):
     """Greedy tokens [B, steps] by running the whole text anew each time: slow, and nothing can hide in a cache."""
     tokens = np.asarray(tokens)
     start, total = tokens.shape[1], tokens.shape[1] + steps
-    tokens = np.pad(tokens, ((0, 0), (0, steps)))  # causal: what comes later does not change what was before
+    tokens = np.pad(
+        tokens, ((0, 0), (0, steps))
+    )  # causal: what comes later does not change what was before
     for t in range(start, total):
         logits = np.asarray(run(made, tokens))[:, t - 1, :known]
         tokens[:, t] = logits.argmax(-1)
@@ -72,7 +74,11 @@ def test_packed_sequences_equal_separate_ones(name, restart):
     a, b, c = tokens[:1, :5], tokens[1:, :4], tokens[1:, 4:11]
     packed = np.concatenate([a, b, c, np.zeros((1, 2), np.int32)], 1)
     segments = np.repeat([1, 2, 3, 0], [5, 4, 7, 2])[None]
-    positions = np.concatenate([np.arange(5), np.arange(4), np.arange(7), np.arange(2)])[None] if restart else None
+    positions = (
+        np.concatenate([np.arange(5), np.arange(4), np.arange(7), np.arange(2)])[None]
+        if restart
+        else None
+    )
     found = run(made, packed, positions, segment_ids=segments)
     assert np.isfinite(np.asarray(found)).all()
     for part, where in ((a, slice(0, 5)), (b, slice(5, 9)), (c, slice(9, 16))):
@@ -85,7 +91,10 @@ def test_packed_sequences_equal_separate_ones(name, restart):
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 17])
 def test_small_batch_matvec_multiplies_as_the_library_does(rows, options):
     keys = jax.random.split(jax.random.key(rows))
-    x, weight = jax.random.normal(keys[0], (rows, 96)), jax.random.normal(keys[1], (40, 96), jnp.bfloat16)
+    x, weight = (
+        jax.random.normal(keys[0], (rows, 96)),
+        jax.random.normal(keys[1], (40, 96), jnp.bfloat16),
+    )
     multiply = jax.jit(cpu.linear, compiler_options=options and cpu.COMPILER_OPTIONS)
     found = multiply(x, cpu.pack_bfloat16(weight))
     wanted = np.asarray(x.astype(jnp.bfloat16), np.float64) @ np.asarray(weight, np.float64).T
@@ -115,14 +124,21 @@ def test_the_packed_layout_decodes_as_the_unrolled_one(name):
         found[layout] = np.asarray(logits)
     kinds = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(each))]
     assert kinds.count(np.uint32) >= 3 * made.config.num_hidden_layers
-    np.testing.assert_allclose(found["packed"], found["unrolled"], atol=0.02 * np.abs(found["unrolled"]).max())
+    np.testing.assert_allclose(
+        found["packed"], found["unrolled"], atol=0.02 * np.abs(found["unrolled"]).max()
+    )
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_training_unrolled_equals_training_stacked(dtype, gradient_checkpointing):
     """The loss and every layer's gradient, whichever way the layers lie."""
-    made = lora.inject(model("qwen2-untied", dtype), rank=2, target_modules=("q_proj", "down_proj"), rngs=nnx.Rngs(0))
+    made = lora.inject(
+        model("qwen2-untied", dtype),
+        rank=2,
+        target_modules=("q_proj", "down_proj"),
+        rngs=nnx.Rngs(0),
+    )
     for a in lora.adapters(made).values():  # B away from zero, so that A has a gradient too
         a.lora_B[...] = 0.1 * jax.random.normal(jax.random.key(1), a.lora_B.shape)
     tokens = reference("qwen2-untied")["tokens"]
@@ -136,7 +152,10 @@ def test_training_unrolled_equals_training_stacked(dtype, gradient_checkpointing
             return jnp.square(x).mean()
 
         value, grads = jax.jit(jax.value_and_grad(loss))(trainable)
-        flat = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(grads)}
+        flat = {
+            ".".join(map(str, path)): np.asarray(leaf[...])
+            for path, leaf in nnx.to_flat_state(grads)
+        }
         found[name] = float(value), flat
     close = 1e-4 if dtype == "float32" else 0.05
     assert found["unrolled"][0] == pytest.approx(found["stacked"][0], rel=close)
@@ -200,7 +219,9 @@ def gradients(made, tokens):
         return jax.value_and_grad(loss)(params)
 
     loss, grads = run(params)
-    return float(loss), {jax.tree_util.keystr(path): np.asarray(g) for path, g in jax.tree.leaves_with_path(grads)}
+    return float(loss), {
+        jax.tree_util.keystr(path): np.asarray(g) for path, g in jax.tree.leaves_with_path(grads)
+    }
 
 
 @pytest.mark.parametrize("name", ["qwen2-untied", "llama-tied"])
@@ -225,7 +246,9 @@ def test_bfloat16_is_close(name):
     assert error.mean() < 0.05 * scale and error.max() < 0.5 * scale
 
 
-@pytest.mark.parametrize("left, right", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    "left, right", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")]
+)
 def test_mixed_precision_einsum_and_its_derivatives(left, right):
     """Multiplied in the narrower dtype, added up in float32; each factor's gradient comes in that factor's dtype."""
     rng = np.random.default_rng(0)
@@ -238,14 +261,20 @@ def test_mixed_precision_einsum_and_its_derivatives(left, right):
     assert (dx.dtype, dw.dtype) == (left, right)
     for value, wanted in ((found, x @ w.T), (dx, g @ w), (dw, g.T @ x)):
         rounding = 1e-2 if value.dtype == jnp.bfloat16 else 1e-6
-        np.testing.assert_allclose(np.asarray(value, np.float32), wanted, rtol=rounding, atol=rounding)
+        np.testing.assert_allclose(
+            np.asarray(value, np.float32), wanted, rtol=rounding, atol=rounding
+        )
 
 
 def test_the_program_does_not_grow_with_depth():
     def lines(layers):
-        config = hf_config.read(json.loads((checkpoints.folder_of("llama-tied") / "config.json").read_text()))
+        config = hf_config.read(
+            json.loads((checkpoints.folder_of("llama-tied") / "config.json").read_text())
+        )
         made = nnx.eval_shape(
-            lambda: transformer.Transformer(transformer.dataclasses.replace(config, num_hidden_layers=layers), rngs=nnx.Rngs(0))
+            lambda: transformer.Transformer(
+                transformer.dataclasses.replace(config, num_hidden_layers=layers), rngs=nnx.Rngs(0)
+            )
         )
         graph, state = nnx.split(made)
         run = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens))
@@ -258,7 +287,9 @@ def test_paths_are_hugging_faces_names_without_the_layer():
     made = model("llama-bf16")
     found = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(made, nnx.Param))}
     names = checkpoints.stored(checkpoints.folder_of("llama-bf16"))
-    assert found == {name.replace(".0.", ".") for name in names if ".1." not in name and ".2." not in name}
+    assert found == {
+        name.replace(".0.", ".") for name in names if ".1." not in name and ".2." not in name
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- pieces
@@ -267,7 +298,9 @@ def test_paths_are_hugging_faces_names_without_the_layer():
 def test_rms_norm_by_hand():
     x, weight = jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])
     root = np.sqrt(12.5 + 0.5)
-    np.testing.assert_allclose(transformer.rms_norm(x, weight, 0.5), [3 / root, 8 / root], rtol=1e-6)
+    np.testing.assert_allclose(
+        transformer.rms_norm(x, weight, 0.5), [3 / root, 8 / root], rtol=1e-6
+    )
 
 
 def test_rope_keeps_lengths_and_sees_distances_alone():
@@ -276,7 +309,10 @@ def test_rope_keeps_lengths_and_sees_distances_alone():
     q, k = jnp.asarray(rng.normal(size=(2, 1, 1, 1, config.head_dim)), jnp.float32)
 
     def score(i, j):
-        turned = [rope.apply_rope(x, *rope.rope_tables(jnp.array([[at]]), config)) for x, at in ((q, i), (k, j))]
+        turned = [
+            rope.apply_rope(x, *rope.rope_tables(jnp.array([[at]]), config))
+            for x, at in ((q, i), (k, j))
+        ]
         np.testing.assert_allclose(jnp.linalg.norm(turned[0]), np.linalg.norm(q), rtol=1e-6)
         return float((turned[0] * turned[1]).sum())
 
@@ -288,7 +324,9 @@ def test_rope_keeps_lengths_and_sees_distances_alone():
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (6, 2), (5, 1)])
 def test_attend_equals_jax(heads, kv_heads):
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, 5, n, 8)), jnp.float32) for n in (heads, kv_heads, kv_heads))
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(2, 5, n, 8)), jnp.float32) for n in (heads, kv_heads, kv_heads)
+    )
     wanted = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     np.testing.assert_allclose(attention.attention(q, k, v), wanted, atol=1e-6)
 

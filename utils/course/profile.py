@@ -55,9 +55,7 @@ def gpu_memory() -> float:
     total = 0.0
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if (
-            len(fields) != 3 or not fields[2].isdigit()
-        ):  # "[N/A]" where the memory is the host's own
+        if len(fields) != 3 or not fields[2].isdigit():  # "[N/A]" where it is the host's memory
             continue
         index, uuid, mebibytes = fields
         if allowed is None or any(

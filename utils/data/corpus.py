@@ -14,13 +14,13 @@ import pyarrow.parquet
 import tiktoken
 from jaxtyping import Int32
 
-from utils import CourseError
+from utils import CourseError, first_line
 from utils.data import reviews, stories
 from utils.hf import hub
 
 SEPARATOR = "<|endoftext|>"
 TRAIN, VALID = "TinyStories-train.txt", "TinyStories-valid.txt"
-PIECE = 1 << 22  # bytes read at a time where the whole file is not needed
+PIECE = 1 << 22  # bytes read at a time where a limit is given
 HELD_OUT = 500  # stories kept for validation where one file has to serve for both splits
 BUILT_IN = {"train": (10_000, 0), "validation": (500, 1)}  # stories, seed
 BUILT_IN_REVIEWS = {"train": (4_000, 0), "validation": (500, 1)}
@@ -72,11 +72,10 @@ def read_stories(path: Path, limit: int | None = None) -> list[str]:
     mark, parts, tail, seen = SEPARATOR.encode(), [], b"", 0
     with open(path, "rb") as file:
         while seen <= limit and (piece := file.read(PIECE)):
-            *whole, tail = (tail + piece).split(
-                mark
-            )  # the tail may end inside a story, a separator, a character
-            parts += whole
-            seen += sum(bool(part.strip()) for part in whole)
+            # The tail may end inside a story, a separator, a character: the next piece goes on.
+            *complete, tail = (tail + piece).split(mark)
+            parts += complete
+            seen += sum(bool(part.strip()) for part in complete)
     if seen <= limit:  # the file ended first: its tail is a story too
         parts.append(tail)
     return split_stories(mark.join(parts), path.name)[:limit]
@@ -145,7 +144,7 @@ def load_sst2(split: str = "train", *, fallback: bool = False) -> list[tuple[str
         rows = [(row["sentence"].strip(), int(row["label"])) for row in table.to_pylist()]
     except (pyarrow.ArrowException, AttributeError, TypeError, ValueError, OSError) as error:
         raise CourseError(
-            f"{file.path.name}: expected a table of sentence and label, found {hub.first_line(error)}"
+            f"{file.path.name}: expected a table of sentence and label, found {first_line(error)}"
         ) from error
     if not rows or {label for _, label in rows} - {0, 1}:
         raise CourseError(

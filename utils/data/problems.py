@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from utils import CourseError
+from utils import CourseError, first_line
 from utils.data import arithmetic
 from utils.hf import hub
 
@@ -134,7 +134,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict]:
             for batch in file.iter_batches(batch_size=256, columns=list(columns)):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        what = f"expected a parquet file, found {hub.first_line(error)}"
+        what = f"expected a parquet file, found {first_line(error)}"
         raise CourseError(f"{path.name}: {what}") from error
 
 

@@ -28,7 +28,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers.decoders import DecodeStream
 
-from utils import CourseError
+from utils import CourseError, first_line
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -63,7 +63,7 @@ class Tokenizer:
         try:
             self._tok = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
         except Exception as error:  # tokenizers raises plain exceptions
-            what = f"expected a tokenizer, found a damaged file ({_first_line(error)})"
+            what = f"expected a tokenizer, found a damaged file ({first_line(error)})"
             raise CourseError(f"{name}: tokenizer.json: {what}") from error
         self._tok.no_padding()
         self._tok.no_truncation()
@@ -184,7 +184,7 @@ class Tokenizer:
             try:
                 self._template = _environment().from_string(source)
             except jinja2.TemplateError as error:
-                what = f"expected Jinja, found {_first_line(error)}"
+                what = f"expected Jinja, found {first_line(error)}"
                 raise CourseError(f"{self.name}: chat template: {what}") from error
         return self._template
 
@@ -211,7 +211,7 @@ class Tokenizer:
         try:
             return template.render(**given, tools=None, documents=None, **self.special)
         except Exception as error:  # a template is a program: it can fail in any way
-            raise CourseError(f"{self.name}: chat template: {_first_line(error)}") from error
+            raise CourseError(f"{self.name}: chat template: {first_line(error)}") from error
 
     def training_text(self, messages: Sequence[dict[str, str]]) -> str:
         """The messages as text to train on: like `chat`, with all reasoning, and eos at the end.
@@ -259,9 +259,7 @@ class Stream:
             self._ids.append(int(i))
             try:
                 text += self._stream.step(self._tok, int(i)) or ""
-            except (
-                Exception
-            ):  # for byte tokens that are no UTF-8, some decoders change earlier text
+            except Exception:  # some decoders change earlier text where bytes are no UTF-8
                 self._stream = DecodeStream(skip_special_tokens=True)
         self._sent += len(text)
         return text
@@ -271,7 +269,3 @@ class Stream:
         rest = self._tok.decode(self._ids, skip_special_tokens=True)[self._sent :]
         self._sent += len(rest)
         return rest
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

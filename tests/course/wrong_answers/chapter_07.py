@@ -118,36 +118,36 @@ def expand(k, heads):
         (
             "query-heads-counted",
             """
-def longest_context(config, memory, batch):
-    return memory // (2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * 2 * batch)
+def longest_context(config, memory, batch_size):
+    return memory // (2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * 2 * batch_size)
 """,
         ),
         (
             "keys-without-values",
             """
-def longest_context(config, memory, batch):
-    return memory // (config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * batch)
+def longest_context(config, memory, batch_size):
+    return memory // (config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * batch_size)
 """,
         ),
         (
             "one-text-only",
             """
-def longest_context(config, memory, batch):
+def longest_context(config, memory, batch_size):
     return memory // generate.cache_bytes(config, 1, 1)
 """,
         ),
         (
             "not-whole",
             """
-def longest_context(config, memory, batch):
-    return memory / (4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch)
+def longest_context(config, memory, batch_size):
+    return memory / (4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch_size)
 """,
         ),
         (
             "rounded-up",
             """
-def longest_context(config, memory, batch):
-    return round(memory / (4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch))
+def longest_context(config, memory, batch_size):
+    return round(memory / (4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * batch_size))
 """,
         ),
     ],

@@ -35,36 +35,36 @@ def needed_right(n, floor):
         (
             "one-mean",
             """
-def training_bytes(trained, frozen):
-    return 3 * 4 * trained + 2 * frozen
+def training_bytes(trainable, frozen):
+    return 3 * 4 * trainable + 2 * frozen
 """,
         ),
         (
             "frozen-in-float32",
             """
-def training_bytes(trained, frozen):
-    return 16 * trained + 4 * frozen
+def training_bytes(trainable, frozen):
+    return 16 * trainable + 4 * frozen
 """,
         ),
         (
             "frozen-has-a-state",
             """
-def training_bytes(trained, frozen):
-    return 16 * (trained + frozen)
+def training_bytes(trainable, frozen):
+    return 16 * (trainable + frozen)
 """,
         ),
         (
             "no-weights",
             """
-def training_bytes(trained, frozen):
-    return 8 * trained + 2 * frozen
+def training_bytes(trainable, frozen):
+    return 8 * trainable + 2 * frozen
 """,
         ),
         (
             "frozen-forgotten",
             """
-def training_bytes(trained, frozen):
-    return 16 * trained
+def training_bytes(trainable, frozen):
+    return 16 * trainable
 """,
         ),
     ],
@@ -157,39 +157,39 @@ def mcnemar(first, second):
         (
             "no-third",
             """
-def first_change(rank, alpha, inside, rate, rank_stabilised):
-    s = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+def first_change(rank, alpha, inside, rate, use_rslora):
+    s = alpha / (math.sqrt(rank) if use_rslora else rank)
     return s * rate * math.sqrt(rank / inside)
 """,
         ),
         (
             "signs-agree",
             """
-def first_change(rank, alpha, inside, rate, rank_stabilised):
-    s = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+def first_change(rank, alpha, inside, rate, use_rslora):
+    s = alpha / (math.sqrt(rank) if use_rslora else rank)
     return s * rate * rank / math.sqrt(3 * inside)
 """,
         ),
         (
             "rank-forgotten",
             """
-def first_change(rank, alpha, inside, rate, rank_stabilised):
-    s = alpha / (math.sqrt(rank) if rank_stabilised else rank)
+def first_change(rank, alpha, inside, rate, use_rslora):
+    s = alpha / (math.sqrt(rank) if use_rslora else rank)
     return s * rate / math.sqrt(3 * inside)
 """,
         ),
         (
             "cases-swapped",
             """
-def first_change(rank, alpha, inside, rate, rank_stabilised):
-    s = alpha / (rank if rank_stabilised else math.sqrt(rank))
+def first_change(rank, alpha, inside, rate, use_rslora):
+    s = alpha / (rank if use_rslora else math.sqrt(rank))
     return s * rate * math.sqrt(rank / (3 * inside))
 """,
         ),
         (
             "no-square-root",
             """
-def first_change(rank, alpha, inside, rate, rank_stabilised):
+def first_change(rank, alpha, inside, rate, use_rslora):
     return alpha / rank * rate * math.sqrt(rank / (3 * inside))
 """,
         ),

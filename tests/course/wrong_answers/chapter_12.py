@@ -45,43 +45,43 @@ def held(shape, itemsize, spec, sizes):
         (
             "own-part-too",
             """
-def sent(kind, whole, n):
-    return whole * (2 if kind == "all-reduce" else 1)
+def sent(kind, array_bytes, n):
+    return array_bytes * (2 if kind == "all-reduce" else 1)
 """,
         ),
         (
             "one-round",
             """
-def sent(kind, whole, n):
-    return whole / n
+def sent(kind, array_bytes, n):
+    return array_bytes / n
 """,
         ),
         (
             "part-not-whole",
             """
-def sent(kind, whole, n):
-    return whole * (n - 1) * (2 if kind == "all-reduce" else 1)
+def sent(kind, array_bytes, n):
+    return array_bytes * (n - 1) * (2 if kind == "all-reduce" else 1)
 """,
         ),
         (
             "all-reduce-like-gather",
             """
-def sent(kind, whole, n):
-    return (n - 1) * whole / n
+def sent(kind, array_bytes, n):
+    return (n - 1) * array_bytes / n
 """,
         ),
         (
             "scatter-like-all-reduce",
             """
-def sent(kind, whole, n):
-    return (1 if kind == "all-gather" else 2) * whole * (n - 1) / n
+def sent(kind, array_bytes, n):
+    return (1 if kind == "all-gather" else 2) * array_bytes * (n - 1) / n
 """,
         ),
         (
             "everybody-to-everybody",
             """
-def sent(kind, whole, n):
-    return whole * (n - 1) if kind == "all-reduce" else (n - 1) * whole / n
+def sent(kind, array_bytes, n):
+    return array_bytes * (n - 1) if kind == "all-reduce" else (n - 1) * array_bytes / n
 """,
         ),
     ],

@@ -35,29 +35,29 @@ def largest_batch(memory, fixed, per_row, fsdp):
         (
             "whole-batch",
             """
-def saved_inputs(layers, width, batch, seq, fsdp):
-    return 2 * layers * batch * seq * width
+def saved_inputs(num_hidden_layers, hidden_size, batch_size, seq_len, fsdp):
+    return 2 * num_hidden_layers * batch_size * seq_len * hidden_size
 """,
         ),
         (
             "in-float32",
             """
-def saved_inputs(layers, width, batch, seq, fsdp):
-    return 4 * layers * (batch // fsdp) * seq * width
+def saved_inputs(num_hidden_layers, hidden_size, batch_size, seq_len, fsdp):
+    return 4 * num_hidden_layers * (batch_size // fsdp) * seq_len * hidden_size
 """,
         ),
         (
             "one-layer",
             """
-def saved_inputs(layers, width, batch, seq, fsdp):
-    return 2 * (batch // fsdp) * seq * width
+def saved_inputs(num_hidden_layers, hidden_size, batch_size, seq_len, fsdp):
+    return 2 * (batch_size // fsdp) * seq_len * hidden_size
 """,
         ),
         (
             "numbers-not-bytes",
             """
-def saved_inputs(layers, width, batch, seq, fsdp):
-    return layers * (batch // fsdp) * seq * width
+def saved_inputs(num_hidden_layers, hidden_size, batch_size, seq_len, fsdp):
+    return num_hidden_layers * (batch_size // fsdp) * seq_len * hidden_size
 """,
         ),
     ],
@@ -65,30 +65,30 @@ def saved_inputs(layers, width, batch, seq, fsdp):
         (
             "half-a-head",
             """
-def heads_on_a_chip(heads, kv_heads, tp):
-    return heads // tp, kv_heads // tp
+def heads_on_a_chip(num_attention_heads, num_key_value_heads, tp):
+    return num_attention_heads // tp, num_key_value_heads // tp
 """,
         ),
         (
             "one-each",
             """
-def heads_on_a_chip(heads, kv_heads, tp):
-    return heads // tp, max(1, kv_heads // tp)
+def heads_on_a_chip(num_attention_heads, num_key_value_heads, tp):
+    return num_attention_heads // tp, max(1, num_key_value_heads // tp)
 """,
         ),
         (
             "not-refused",
             """
-def heads_on_a_chip(heads, kv_heads, tp):
-    return heads // tp, kv_heads if kv_heads % tp else kv_heads // tp
+def heads_on_a_chip(num_attention_heads, num_key_value_heads, tp):
+    return num_attention_heads // tp, num_key_value_heads if num_key_value_heads % tp else num_key_value_heads // tp
 """,
         ),
         (
             "crash-not-refusal",
             """
-def heads_on_a_chip(heads, kv_heads, tp):
-    assert heads % tp == 0
-    return heads // tp, kv_heads if kv_heads % tp else kv_heads // tp
+def heads_on_a_chip(num_attention_heads, num_key_value_heads, tp):
+    assert num_attention_heads % tp == 0
+    return num_attention_heads // tp, num_key_value_heads if num_key_value_heads % tp else num_key_value_heads // tp
 """,
         ),
     ],
@@ -96,29 +96,29 @@ def heads_on_a_chip(heads, kv_heads, tp):
         (
             "one-pass",
             """
-def gathered(layers, layer_numbers, table_numbers, tp):
-    return 2 * (layers * layer_numbers + 2 * table_numbers) / tp
+def gathered(num_hidden_layers, layer_parameters, table_parameters, tp):
+    return 2 * (num_hidden_layers * layer_parameters + 2 * table_parameters) / tp
 """,
         ),
         (
             "tables-twice",
             """
-def gathered(layers, layer_numbers, table_numbers, tp):
-    return 4 * (layers * layer_numbers + 2 * table_numbers) / tp
+def gathered(num_hidden_layers, layer_parameters, table_parameters, tp):
+    return 4 * (num_hidden_layers * layer_parameters + 2 * table_parameters) / tp
 """,
         ),
         (
             "three-passes",
             """
-def gathered(layers, layer_numbers, table_numbers, tp):
-    return 2 * (3 * layers * layer_numbers + 2 * table_numbers) / tp
+def gathered(num_hidden_layers, layer_parameters, table_parameters, tp):
+    return 2 * (3 * num_hidden_layers * layer_parameters + 2 * table_parameters) / tp
 """,
         ),
         (
             "tp-forgotten",
             """
-def gathered(layers, layer_numbers, table_numbers, tp):
-    return 2 * (2 * layers * layer_numbers + 2 * table_numbers)
+def gathered(num_hidden_layers, layer_parameters, table_parameters, tp):
+    return 2 * (2 * num_hidden_layers * layer_parameters + 2 * table_parameters)
 """,
         ),
     ],
@@ -126,22 +126,22 @@ def gathered(layers, layer_numbers, table_numbers, tp):
         (
             "upside-down",
             """
-def tokens_to_hide(message_bytes, bandwidth, operations, peak):
-    return (operations / peak) / (message_bytes / bandwidth)
+def tokens_to_hide(collective_bytes, bandwidth, operations, peak):
+    return (operations / peak) / (collective_bytes / bandwidth)
 """,
         ),
         (
             "seconds",
             """
-def tokens_to_hide(message_bytes, bandwidth, operations, peak):
-    return message_bytes / bandwidth
+def tokens_to_hide(collective_bytes, bandwidth, operations, peak):
+    return collective_bytes / bandwidth
 """,
         ),
         (
             "bits",
             """
-def tokens_to_hide(message_bytes, bandwidth, operations, peak):
-    return 8 * message_bytes / bandwidth / (operations / peak)
+def tokens_to_hide(collective_bytes, bandwidth, operations, peak):
+    return 8 * collective_bytes / bandwidth / (operations / peak)
 """,
         ),
     ],

@@ -96,9 +96,9 @@ def largest_vocabulary(learner):
         ((256, 3_000_000, 0.1), (1302, 333_333.3, 1171.9)),
         ((64, 50_001, 0.8), (3125, 200_004, 625.0)),
     )
-    for (width, rest, share), (largest, numbers, of_the_rest) in cases:
-        value = float(array(call(learner, width, rest, share), "the vocabulary size"))
-        what = f"width {width}, rest {rest:,}, share {share}"
+    for (hidden_size, rest, share), (largest, numbers, of_the_rest) in cases:
+        value = float(array(call(learner, hidden_size, rest, share), "the vocabulary size"))
+        what = f"hidden_size {hidden_size}, rest {rest:,}, share {share}"
         expect(
             abs(value - numbers) > 2,
             "parameters-not-rows",

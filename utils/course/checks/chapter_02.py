@@ -31,7 +31,7 @@ def count_pairs(learner):
             "repeated-pairs-counted-once": (
                 counts > 0,
                 "a pair that comes three times counts as one",
-                "what each method after .at[...] does when a place comes up twice",
+                "what each method after .at[...] does when an index comes up twice",
             ),
             "update-thrown-away": (
                 np.zeros((4, 4)),

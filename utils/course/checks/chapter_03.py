@@ -253,12 +253,12 @@ def is_causal(learner):
         says(running),
         "calls-a-causal-model-leaky",
         "a running sum depends on no later token, and was called leaky",
-        "which outputs may move when token t changes? Place t itself may",
+        "which outputs may move when token t changes? Position t itself may",
     )
     expect(
         not says(peeks(*range(T - 1))),
         "finds-no-leak",
-        "a model whose every place sees the next token was called causal",
+        "a model whose every position sees the next token was called causal",
         "is the changed row really passed to forward, and compared with the first answer?",
     )
     caught = [not says(peeks(position)) for position in range(T - 1)]
@@ -270,20 +270,20 @@ def is_causal(learner):
     )
     expect(
         caught != [True] + [False] * (T - 2),
-        "only-the-first-places",
-        "a leak is found only at the first place",
-        "compare every place before the changed one",
+        "only-the-first-positions",
+        "a leak is found only at the first position",
+        "compare every position before the changed one",
     )
     expect(
         sum(caught) != 1,
-        "one-place-only",
-        f"a leak is found only at place {caught.index(True) if True in caught else 0}",
+        "one-position-only",
+        f"a leak is found only at position {caught.index(True) if True in caught else 0}",
         "each token has to be changed once",
     )
     expect(
         all(caught),
-        "misses-some-places",
-        f"a leak at place {caught.index(False) if False in caught else 0} was not found",
+        "misses-some-positions",
+        f"a leak at position {caught.index(False) if False in caught else 0} was not found",
         "which tokens are changed, and which outputs compared?",
     )
     expect(
@@ -292,4 +292,4 @@ def is_causal(learner):
         "a leak through the softmax's denominator was called causal",
         "how large may a difference be?",
     )
-    return "It finds a leak at any place, and one through the denominator"
+    return "It finds a leak at any position, and one through the denominator"

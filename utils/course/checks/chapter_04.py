@@ -45,7 +45,7 @@ def learning_rate(learner):
         not is_close(rising[:3], [2e-3, 2e-3, 2e-3]),
         "no-warmup",
         "the rate is at its peak from the first step on",
-        "what happens before step `warmup`",
+        "what happens before step `warmup_steps`",
     )
     expect_close(rising[:3], [0, 5e-4, 1e-3], "the rate at steps 0, 25, 50", axes="[3]")
     last, middle = at(steps), at(600)

@@ -103,12 +103,12 @@ def rope_complex(learner):
             ),
             "counted-from-one": (
                 package(positions=positions + 1),
-                "place 0 is turned",
+                "position 0 is turned",
                 "what is given as positions",
             ),
             "positions-ignored": (
                 package(positions=np.arange(T)),
-                "row t stands at place t",
+                "row t stands at position t",
                 "what is given as positions",
             ),
             "base-ignored": (package(base=10_000.0), "the base is 10,000", "what is given as base"),
@@ -194,7 +194,7 @@ def longest_context(learner):
                 "one factor of two is missing: keys and values, and two bytes a number",
                 "the two twos",
             ),
-            "one-text-only": (10419, "the memory is given to one text", "batch"),
+            "one-text-only": (10419, "the memory is given to one text", "batch_size"),
             "one-layer-only": (
                 13024,
                 "the cache of one layer is counted",
@@ -248,7 +248,7 @@ def swiglu_width(learner):
             ),
             "four-D-kept": (
                 [16384, 384, 400, 2048, 12288],
-                "this is MiniGPT's width",
+                "this is MiniGPT's intermediate size",
                 "three matrices must cost what two cost",
             ),
             "half-of-it": (

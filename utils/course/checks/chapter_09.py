@@ -45,7 +45,7 @@ def kv_bytes(learner):
             ),
             "model-width": (
                 right * 96 / 21,
-                "this stores a vector of the model's width",
+                "this stores a vector of the hidden size",
                 "what k_proj gives out",
             ),
             "one-layer": (right / 5, "this is one layer's cache", "each layer has its own"),
@@ -318,8 +318,8 @@ def accepted(learner):
     expect(
         tokens != [5, 6],
         "throws-the-correction-away",
-        "at the first wrong place the large model has said the right token",
-        "choices at that place: it was made after a right text",
+        "at the first wrong position the large model has said the right token",
+        "choices at that position: it answers a right text",
     )
     expect(
         tokens not in ([5, 6, 8], [5, 6, 8, 2], [5, 6, 9, 8], [5, 6, 9, 8, 2]),

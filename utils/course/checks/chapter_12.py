@@ -68,9 +68,9 @@ def held(learner):
 
 @exercise("12.2")
 def sent(learner):
-    whole, n = 1200, 4
+    array_bytes, n = 1200, 4
     expect_close(
-        call(learner, "all-gather", whole, n),
+        call(learner, "all-gather", array_bytes, n),
         900,
         "the bytes that a device sends for an all-gather of 1,200 bytes over 4",
         unlike={
@@ -86,7 +86,7 @@ def sent(learner):
             ),
             "part-not-whole": (
                 3600,
-                "whole is the array put together, not a device's part",
+                "array_bytes is the array put together, not a device's part",
                 "what travels in a round",
             ),
             "twice": (
@@ -97,7 +97,7 @@ def sent(learner):
         },
     )
     expect_close(
-        call(learner, "all-reduce", whole, n),
+        call(learner, "all-reduce", array_bytes, n),
         1800,
         "the bytes that a device sends for an all-reduce of 1,200 bytes over 4",
         unlike={
@@ -114,7 +114,7 @@ def sent(learner):
         },
     )
     expect_close(
-        call(learner, "reduce-scatter", whole, n),
+        call(learner, "reduce-scatter", array_bytes, n),
         900,
         "the bytes that a device sends for a reduce-scatter",
         unlike={
@@ -349,10 +349,10 @@ def device(learner):
     expect(
         len(written) == 1 and is_close(compiled.get("all-reduce", {"bytes": 0})["bytes"], 8),
         "more-than-needed",
-        f"the numbers are right, with {len(written)} messages: {', '.join(written)}",
+        f"the numbers are right, with {len(written)} collectives: {', '.join(written)}",
         "one all-reduce of the result",
     )
-    return "One message, of this device's rows"
+    return "One collective, of this device's rows"
 
 
 def _collectives(jaxpr) -> list[str]:

@@ -148,7 +148,7 @@ def gathered(learner):
             ),
             "three-passes": (
                 88_000,
-                "remat computes a layer again and takes its backward pass at once, with the same gathered weights",
+                "gradient checkpointing computes a layer again with the same gathered weights",
                 "how often a layer's weights are put together",
             ),
             "numbers-not-bytes": (
@@ -193,7 +193,11 @@ def tokens_to_hide(learner):
                 "this is the inverse",
                 "which of the two times grows with the tokens",
             ),
-            "seconds": (2.0, "these are the seconds of the messages", "how many tokens fill them"),
+            "seconds": (
+                2.0,
+                "these are the seconds of the collectives",
+                "how many tokens fill them",
+            ),
             "bits": (32.0, "the bandwidth is in bytes per second already", "bits and bytes"),
         },
     )
