@@ -16,10 +16,12 @@ data and logging.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -85,12 +87,17 @@ def ours(path: str, limit: int, max_seq_length: int, batch_size: int) -> list:
             yield batch
 
     batches = Gated(counting(sft.batches(rows, batch_size), "fit"))
-    options = {"steps": STEPS, "wrt": nnx.LoRAParam, "log_every": 1, "progress": True}
     copy = nnx.clone(model)
-    loop = threading.Thread(
-        target=lambda: train.fit(copy, batches, loss_fn, tx, **options), daemon=True
-    )
-    loop.start()
+
+    def loop() -> None:
+        options = {"steps": STEPS, "wrt": nnx.LoRAParam, "log_every": 1, "progress": True}
+        try:
+            train.fit(copy, batches, loss_fn, tx, **options)
+        except BaseException:  # or `advance` would wait for ever
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=loop, daemon=True).start()
 
     graph, trainable, frozen = nnx.split(model, nnx.LoRAParam, ...)
     carry = (jax.tree.map(jnp.copy, trainable), tx.init(trainable), jnp.array(True))
