@@ -6,6 +6,7 @@ Python in their solutions, and words in backticks. Run again after a merge, it d
 
     python tools/rename.py              # rewrite the tree
     python tools/rename.py --check      # list what would change
+    python tools/rename.py --keep-outputs   # recorded outputs stay with the renamed cells until they are run again
 """
 
 import argparse
@@ -16,7 +17,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = ("utils/**/*.py", "tests/**/*.py", "tools/*.py", "benchmarks/*.py", "chapters/*.md", "book/**/*.md")
+TEXTS = (
+    "utils/**/*.py",
+    "tests/**/*.py",
+    "tools/*.py",
+    "benchmarks/*.py",
+    "chapters/*.md",
+    "book/**/*.md",
+)
 TEXTS += ("book/**/*.py", "*.md")
 OWN = Path(__file__).name
 
@@ -142,7 +150,9 @@ FLAGS = {
 }  # fmt: skip
 KEYS = {"segments": ("segment_ids", r".*"), "weights": ("loss_mask", r"chapters/1[12]_|utils/(train|data/sft)\.py"
         r"|utils/commands/finetune\.py|tests/.*test_(sft|train|sharding|finetune)\.py|benchmarks/finetune\.py")}  # fmt: skip
-FILES_WITH_CONFIG_KEYS = re.compile(r"tests/.*(test_transformer|test_minigpt|test_lora|tiny|test_train)\.py|assignment_[34]")
+FILES_WITH_CONFIG_KEYS = re.compile(
+    r"tests/.*(test_transformer|test_minigpt|test_lora|tiny|test_train)\.py|assignment_[34]"
+)
 CONFIG_KEYS = {"width", "layers", "heads", "context", "architecture"}
 
 
@@ -179,8 +189,14 @@ class Rewriter:
 
     def run(self) -> str:
         tree = ast.parse(self.source)
-        self.parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-        self.imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("utils")]
+        self.parents = {
+            child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)
+        }
+        self.imports = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("utils")
+        ]
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 self.attribute(node)
@@ -201,7 +217,9 @@ class Rewriter:
         base = node.value
         if isinstance(base, ast.Name) and base.id in self.bound:
             module = self.bound[base.id]
-            target, name = NAMES.get((module, node.attr), (MODULES.get(module, f"utils.{module}"), node.attr))
+            target, name = NAMES.get(
+                (module, node.attr), (MODULES.get(module, f"utils.{module}"), node.attr)
+            )
             if (module, node.attr) == ("hub", "tokenizer") and self.own_tokenizer(node):
                 target, name = "utils.data.tokenizer", "get"
             self.needs.add(target)
@@ -222,7 +240,9 @@ class Rewriter:
 
     def own_tokenizer(self, node) -> bool:
         call = self.parents.get(node)
-        first = call.args[0] if isinstance(call, ast.Call) and call.func is node and call.args else None
+        first = (
+            call.args[0] if isinstance(call, ast.Call) and call.func is node and call.args else None
+        )
         return isinstance(first, ast.Constant) and first.value in ("stories2048", "gpt2")
 
     def call(self, node: ast.Call) -> None:
@@ -239,7 +259,11 @@ class Rewriter:
                 new = None
             if name in ("chunk", "weights") and "chunked_cross" in function:
                 new = {"chunk": "chunk_size", "weights": "loss_mask"}[name]
-            if name == "context" and function == "dict" and names & {"batch", "steps", "stories", "batch_size"}:
+            if (
+                name == "context"
+                and function == "dict"
+                and names & {"batch", "steps", "stories", "batch_size"}
+            ):
                 new = None  # a chapter's table of sizes: the length of its rows
             if new is not None:
                 start = self.at(keyword.lineno, keyword.col_offset)
@@ -247,17 +271,33 @@ class Rewriter:
 
     def constant(self, node: ast.Constant) -> None:
         value = node.value
-        start, end = self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
+        start, end = (
+            self.at(node.lineno, node.col_offset),
+            self.at(node.end_lineno, node.end_col_offset),
+        )
         raw = self.bytes[start:end].decode()
         if value in KEYS and re.match(KEYS[value][1], self.path) and raw[1:-1] == value:
             self.edit(start + 1, end - 1, KEYS[value][0])
-        elif value in EVERYWHERE and raw[1:-1] == value and not isinstance(self.parents.get(node), ast.JoinedStr):
+        elif (
+            value in EVERYWHERE
+            and raw[1:-1] == value
+            and not isinstance(self.parents.get(node), ast.JoinedStr)
+        ):
             self.edit(start + 1, end - 1, EVERYWHERE[value])
-        elif value in CONFIG_KEYS and raw[1:-1] == value and FILES_WITH_CONFIG_KEYS.search(self.path):
+        elif (
+            value in CONFIG_KEYS and raw[1:-1] == value and FILES_WITH_CONFIG_KEYS.search(self.path)
+        ):
             self.edit(start + 1, end - 1, SOMEWHERE[value][0])
-        elif "\n" in value and raw.startswith('"""') and raw[3:-3] == value and not self.documents(node):
+        elif (
+            "\n" in value
+            and raw.startswith('"""')
+            and raw[3:-3] == value
+            and not self.documents(node)
+        ):
             bound, needs = collect([value])
-            if "wrong_answers" in self.path or "assignment_answers" in self.path:  # runs with a chapter's imports
+            if (
+                "wrong_answers" in self.path or "assignment_answers" in self.path
+            ):  # runs with a chapter's imports
                 bound = {module: module for module in (*MODULES, *STAY)} | bound
             try:
                 new = rewrite_python(value, self.path, bound, needs)
@@ -271,7 +311,10 @@ class Rewriter:
 
     def importing(self, node: ast.ImportFrom) -> None:
         """`from utils import a, b` by the rooms, with what this code needs and no more."""
-        start, end = self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
+        start, end = (
+            self.at(node.lineno, node.col_offset),
+            self.at(node.end_lineno, node.end_col_offset),
+        )
         indent = " " * node.col_offset
         if node.module != "utils":
             old = node.module.removeprefix("utils.").split(".")[0]
@@ -282,16 +325,23 @@ class Rewriter:
                 target, name = NAMES.get((old, alias.name), default) if not rest else default
                 words = name if not alias.asname else f"{name} as {alias.asname}"
                 groups.setdefault(target, []).append(words)
-            lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(groups.items())]
-            if node.module in ("utils.data", "utils.hf", "utils.course", "utils.commands", "utils.evaluation") and old not in (
-                "data",
-            ):
+            lines = [
+                f"from {module} import {', '.join(sorted(names))}"
+                for module, names in sorted(groups.items())
+            ]
+            if node.module in (
+                "utils.data",
+                "utils.hf",
+                "utils.course",
+                "utils.commands",
+                "utils.evaluation",
+            ) and old not in ("data",):
                 return
             self.edit(start, end, f"\n{indent}".join(lines))
             return
         kept, groups = [], {}
         local = {alias.asname or alias.name: alias for alias in node.names}
-        for name, alias in local.items():
+        for alias in local.values():
             if alias.name in MODULES or alias.name in STAY:
                 continue
             kept.append(alias.name if not alias.asname else f"{alias.name} as {alias.asname}")
@@ -304,10 +354,24 @@ class Rewriter:
         for target in wanted:
             module, _, name = target.rpartition(".")
             if target == "utils.commands.options":
-                module, name = target, ", ".join(sorted(n for n in ("Finetune", "FREE") if self.mentions(n)))
-            asname = next((k for k, a in local.items() if a.asname and MODULES.get(a.name, f"utils.{a.name}") == target), None)
+                module, name = (
+                    target,
+                    ", ".join(sorted(n for n in ("Finetune", "FREE") if self.mentions(n))),
+                )
+            asname = next(
+                (
+                    k
+                    for k, a in local.items()
+                    if a.asname and MODULES.get(a.name, f"utils.{a.name}") == target
+                ),
+                None,
+            )
             groups.setdefault(module, []).append(f"{name} as {asname}" if asname else name)
-        lines = [f"from {m} import {', '.join(sorted(names))}" for m, names in sorted(groups.items()) if names]
+        lines = [
+            f"from {m} import {', '.join(sorted(names))}"
+            for m, names in sorted(groups.items())
+            if names
+        ]
         self.edit(start, end, f"\n{indent}".join(lines) or "pass")
 
     def used(self, local: str) -> bool:
@@ -340,19 +404,28 @@ def collect(pieces: list[str]) -> tuple[dict[str, str], set[tuple[str, str]]]:
     for tree in trees:
         calls = {id(n.func): n for n in ast.walk(tree) if isinstance(n, ast.Call)}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in bound:
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id in bound
+            ):
                 module = bound[node.value.id]
-                target, _ = NAMES.get((module, node.attr), (MODULES.get(module, f"utils.{module}"), ""))
+                target, _ = NAMES.get(
+                    (module, node.attr), (MODULES.get(module, f"utils.{module}"), "")
+                )
                 call = calls.get(id(node))
                 first = call.args[0] if call is not None and call.args else None
-                if (module, node.attr) == ("hub", "tokenizer") and isinstance(first, ast.Constant):
-                    if first.value in ("stories2048", "gpt2"):
-                        target = "utils.data.tokenizer"
+                own = isinstance(first, ast.Constant) and first.value in ("stories2048", "gpt2")
+                if (module, node.attr) == ("hub", "tokenizer") and own:
+                    target = "utils.data.tokenizer"
                 needs.add((node.value.id, target))
     return bound, needs
 
 
-BLOCK = re.compile(r"^(?P<fence>```+)(?P<kind>\{code-cell\}[^\n]*|python|py)\n(?P<body>.*?)^(?P=fence)[ \t]*$", re.S | re.M)
+BLOCK = re.compile(
+    r"^(?P<fence>```+)(?P<kind>\{code-cell\}[^\n]*|python|py)\n(?P<body>.*?)^(?P=fence)[ \t]*$",
+    re.S | re.M,
+)
 
 
 def split_head(body: str) -> tuple[str, str]:
@@ -389,7 +462,9 @@ def rewrite_markdown(text: str, path: str) -> str:
         parts += [backticks(text[last : match.start()], own), block(match)]
         last = match.end()
     text = "".join([*parts, backticks(text[last:], own)])
-    return re.sub(rf"(?<![\w-])--({'|'.join(FLAGS)})(?![\w-])", lambda match: f"--{FLAGS[match[1]]}", text)
+    return re.sub(
+        rf"(?<![\w-])--({'|'.join(FLAGS)})(?![\w-])", lambda match: f"--{FLAGS[match[1]]}", text
+    )
 
 
 def variables(pieces: list[str]) -> set[str]:
@@ -414,13 +489,19 @@ def backticks(prose: str, own: set[str]) -> str:
     def words(match: re.Match) -> str:
         word = match[1]
         for (module, name), (target, new) in NAMES.items():
-            word = re.sub(rf"(?<![\w./]){module}\.{name}\b(?!\.py)", f"{target.split('.')[-1]}.{new}", word)
+            word = re.sub(
+                rf"(?<![\w./]){module}\.{name}\b(?!\.py)", f"{target.split('.')[-1]}.{new}", word
+            )
         for old, new in MOVES.items():
             word = word.replace(old, new) if old in word and new not in word else word
         for old, new in MODULES.items():
             word = re.sub(rf"\butils\.{old}\b(?!\.py)", new, word) if f"{new}" not in word else word
             if old != new.split(".")[-1] and old not in ("data", "checks", "models", "mirror"):
-                word = re.sub(rf"(?<![\w./-]){old}\.(?=[a-z_]\w+\b)(?!(py|jsonl?|md)\b)", f"{new.split('.')[-1]}.", word)
+                word = re.sub(
+                    rf"(?<![\w./-]){old}\.(?=[a-z_]\w+\b)(?!(py|jsonl?|md)\b)",
+                    f"{new.split('.')[-1]}.",
+                    word,
+                )
         for old, new in EVERYWHERE.items():
             if old not in own and re.fullmatch(rf"(config\.|batch\.|--)?{old}(=.*| .*)?", word):
                 word = word.replace(old, new.replace("_", "-") if word.startswith("--") else new, 1)
@@ -432,10 +513,49 @@ def backticks(prose: str, own: set[str]) -> str:
     return re.sub(r"(?<!`)`([^`\n]+)`(?!`)", words, prose)
 
 
+def keep_outputs() -> None:
+    """Carry each chapter's recorded outputs over to its renamed cells, by position; the record says that this was done.
+
+    `make execute` makes them anew, and a record without the mark.
+    """
+    sys.path.insert(0, str(ROOT))
+    from tools import pairs, sync
+
+    for stem in pairs.chapters(ROOT):
+        sync.sync_pair(
+            stem, pairs.settings(ROOT)
+        )  # ids and outputs of the cells that did not change
+        path = stem.with_suffix(".ipynb")
+        text = subprocess.run(
+            ["git", "show", f"HEAD:{path.relative_to(ROOT)}"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        old, new = pairs.nbformat.reads(text.stdout.decode(), as_version=4), pairs.read_ipynb(path)
+        before, after = (
+            [cell for cell in nb.cells if cell.cell_type == "code"] for nb in (old, new)
+        )
+        record = new.metadata["course"]["provenance"]
+        if len(before) != len(after) or pairs.code_hash(new) == record["code"]:
+            continue
+        for was, cell in zip(before, after):
+            cell.outputs, cell.execution_count = was.outputs, was.execution_count
+        record["renamed"] = pairs.code_hash(new)
+        pairs.write_ipynb(path, new)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="list what would change")
-    check = parser.parse_args().check
+    parser.add_argument(
+        "--keep-outputs", action="store_true", help="carry recorded outputs over to renamed cells"
+    )
+    arguments = parser.parse_args()
+    if arguments.keep_outputs:
+        keep_outputs()
+        return 0
+    check = arguments.check
     for old, new in MOVES.items():
         if not (ROOT / old).exists() or (old == "utils/data.py" and not (ROOT / old).is_file()):
             continue
@@ -450,7 +570,11 @@ def main() -> int:
                 continue
             old = path.read_text()
             try:
-                new = rewrite_python(old, name) if path.suffix == ".py" else rewrite_markdown(old, name)
+                new = (
+                    rewrite_python(old, name)
+                    if path.suffix == ".py"
+                    else rewrite_markdown(old, name)
+                )
             except SyntaxError as error:
                 print(f"skipped {name}: {error}", file=sys.stderr)
                 continue

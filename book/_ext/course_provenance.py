@@ -96,6 +96,7 @@ def foot(record: dict | None, changed: list[str], runs: list[dict]) -> provenanc
     node = provenance()
     node["missing"], node["changed"] = record is None, changed
     node["facts"] = facts(record) if record else {}
+    node["renamed"] = bool(record and record.get("renamed"))
     node["runs"] = [facts(run) for run in runs]
     return node
 
@@ -126,6 +127,8 @@ def visit_provenance(self, node: provenance) -> None:
     if node["changed"]:
         names = ", ".join(f"<code>{escape(name)}</code>" for name in node["changed"])
         stale = f' <strong class="provenance-stale">Older than the package:</strong> {names} changed since.'
+    if node["renamed"]:
+        stale += " The code moved to the package's new names after this run; at this size it has not run again since."
     self.body.append(
         f'<p class="provenance">Recorded on {f["date"]}: {f["device"]}, profile <code>{f["profile"]}</code>, '
         f"{f['time']}. "

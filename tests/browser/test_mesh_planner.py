@@ -43,11 +43,10 @@ def test_sizes_are_those_of_the_recording(page):
     known = recording().MODELS
     models = page.evaluate("() => Course.meshPlanner.MODELS")
     assert set(models) == set(known)
-    for name, sizes in models.items():
-        made = known[name]
-        assert sizes == {size: getattr(made, size) for size in sizes} and not (
-            made.o_proj_bias or made.mlp_bias
-        )
+    for name, fields in models.items():
+        config = known[name]
+        assert fields == {field: getattr(config, field) for field in fields}
+        assert not (config.o_proj_bias or config.mlp_bias)
         for fsdp, tp in ((1, 1), (4, 1), (4, 2), (2, 4), (8, 1)):
             options = dict(
                 batch_size=16,

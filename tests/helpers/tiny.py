@@ -1,7 +1,7 @@
 """A course in miniature for the tests: a few stories, a small vocabulary, a model that trains in milliseconds.
 
-`python -m tests.helpers.tiny DIRECTORY [SECONDS]` trains it with checkpoints, and dies by SIGKILL so many seconds after a save
-has begun, if it is told to.
+`python -m tests.helpers.tiny DIRECTORY [SECONDS]` trains it with checkpoints, and dies by SIGKILL so many seconds
+after a save has begun, if it is told to.
 """
 
 import functools
