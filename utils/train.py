@@ -58,11 +58,8 @@ class History:
 
 
 def next_token_loss(model: nnx.Module, batch: dict, key: Array | None = None) -> Float[Array, ""]:
-    """Mean cross-entropy in nats of batch["targets"] [B, T] given batch["inputs"] [B, T].
-
-    `key` is what `fit` passes for dropout; this loss has none.
-    """
-    del key
+    """Mean cross-entropy in nats of batch["targets"] [B, T] given batch["inputs"] [B, T]."""
+    del key  # `fit` passes it for dropout, which this loss does without
     logits = model(batch["inputs"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]).mean()
 
@@ -70,8 +67,7 @@ def next_token_loss(model: nnx.Module, batch: dict, key: Array | None = None) ->
 def schedule(peak: float, steps: int, warmup_steps: int = 100, end: float = 0.05) -> optax.Schedule:
     """Learning rate: a straight line up to `peak`, then a half cosine down to `end` times `peak`."""
     warmup = min(warmup_steps, max(1, steps // 10))
-    decayed = max(steps, warmup + 1)
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, decayed, peak * end)
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), peak * end)
 
 
 def optimizer(
