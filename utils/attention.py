@@ -19,7 +19,7 @@ def attention(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     *,
-    segment_ids: Int[Array, "B T"] | None = None,
+    segment_ids: Int[ArrayLike, "B T"] | None = None,
     positions: Int[ArrayLike, "B T"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention (Ainslie et al. 2023): query head n reads key/value head n // G, with G = N / K.
@@ -46,16 +46,22 @@ def einsum_attention(
 ) -> Float[Array, "B T N H"]:
     """The reference: scores written out. `mask` [T, S] or [B, T, S] is True where a query may look at a key."""
     B, T, N, H = q.shape
+    if k.shape[2] == N:  # every head has keys of its own: nothing to group, and quicker so
+        scores = mixed_precision_einsum("BTNH,BSNH->BNTS", q.astype(k.dtype), k, q.dtype)
+        mask = mask if mask.ndim == 2 else mask[:, None]
+        weights = _softmax(scores, H, mask).astype(v.dtype)
+        return mixed_precision_einsum("BNTS,BSNH->BTNH", weights, v, q.dtype)
     groups = jnp.einsum("BTKGH->BKGTH", q.reshape(B, T, k.shape[2], -1, H)).astype(k.dtype)
-    k, v = (
-        jnp.swapaxes(k, 1, 2),
-        jnp.swapaxes(v, 1, 2),
-    )  # [B, K, S, H]: one matrix product for each row and head
-    scores = (
-        mixed_precision_einsum("BKGTH,BKSH->BKGTS", groups, k, q.dtype).astype(jnp.float32)
-        * H**-0.5
-    )
+    # [B, K, S, H]: one matrix product for each row and head
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    scores = mixed_precision_einsum("BKGTH,BKSH->BKGTS", groups, k, q.dtype)
     mask = mask if mask.ndim == 2 else mask[:, None, None]
-    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1).astype(v.dtype)
+    weights = _softmax(scores, H, mask).astype(v.dtype)
     y = mixed_precision_einsum("BKGTS,BKSH->BKGTH", weights, v, q.dtype)
     return jnp.einsum("BKGTH->BTKGH", y).reshape(B, T, N, H)
+
+
+def _softmax(scores: Array, head_dim: int, mask: Array) -> Array:
+    """softmax(scores / sqrt(H)) over the keys that the mask allows, in float32."""
+    scores = scores.astype(jnp.float32) * head_dim**-0.5
+    return jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1)
