@@ -289,9 +289,6 @@ def _closest(pattern: str, candidates) -> str:
     return "closest: " + ", ".join(close)
 
 
-# --------------------------------------------------------------------------------------------------------------- in use
-
-
 def _not_merged(model: nnx.Module, action: str) -> dict[str, Adapter]:
     """The adapters of a model in which none is merged; `CourseError` otherwise."""
     adapted = adapters(model)
@@ -381,9 +378,6 @@ def unmerge(model: nnx.Module) -> nnx.Module:
 
 def _add(weight, delta):
     return (weight.astype(jnp.float32) + delta).astype(weight.dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------ as a state
 
 
 def adapter(model: nnx.Module) -> State:

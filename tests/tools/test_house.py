@@ -11,7 +11,8 @@ from tools import imports
 # pages and tests imports `course`, and nobody but they, `__main__` and `course` imports the
 # commands.
 LAYERS = ("kernels", "ground floor", "hf", "data", "evaluation", "commands", "course")
-MOST_LINES = {"ground floor": 2900, "transformer.py": 350, "without course": 7000}
+# The package without course/ is on its way to 7,000 lines; until then it may only get smaller.
+MOST_LINES = {"ground floor": 2900, "transformer.py": 350, "without course": 8360}
 # On the ground floor, `__init__` and `__main__` among them: room for deepseek, quantize and grpo.
 MOST_FILES = 17
 
