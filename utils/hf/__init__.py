@@ -1,1 +1,1 @@
-"""Other people's formats, in and out: config.json, safetensors, GGUF, PEFT, chat templates; and where files come from."""
+"""Other people's formats, in and out, and the places where files and models come from."""
