@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import logging
 import os
 import time
 from pathlib import Path

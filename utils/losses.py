@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from utils.kernels import on_cpu
 from utils.sharding import all_gather, constrain
@@ -77,8 +77,8 @@ _permuted.defvjp(lambda x, order: (_permuted(x, order), order), _permuted_backwa
 def chunked_cross_entropy(
     head: nnx.Module,
     hidden: Float[Array, "B T D"],
-    targets: Int[Array, "B T"],
-    loss_mask: Float[Array, "B T"] | None = None,
+    targets: Int[ArrayLike, "B T"],
+    loss_mask: Float[ArrayLike, "B T"] | None = None,
     *,
     wrt: nnx.filterlib.Filter = nnx.Param,
     chunk_size: int = 128,

@@ -345,7 +345,7 @@ def test_a_refused_model_is_left_as_it_was():
     model = checkpoints.model("qwen2-untied")
     model.config = dataclasses.replace(model.config, hidden_size=7)
     before = model.lm_head.weight[...].sharding
-    with pytest.raises(CourseError, match="width: 7 does not divide over fsdp=8"):
+    with pytest.raises(CourseError, match="hidden_size: 7 does not divide over fsdp=8"):
         sharding.shard(model, SimpleNamespace(shape={"fsdp": 8, "tp": 1}))
     assert model.lm_head.weight[...].sharding == before
 

@@ -321,7 +321,7 @@ SOURCES |= {
 def fingerprint(config: Config, **settings) -> str:
     """sha256 of a configuration, settings, and the code that decides the compiled step.
 
-    A recorded plan is old when its fingerprint is. Comments, docstrings and formatting do not count.
+    A recorded plan is old when its fingerprint is. Comments, docstrings, annotations and formatting do not count.
     """
     sha = hashlib.sha256()
     sha.update(json.dumps([dataclasses.asdict(config), settings], sort_keys=True).encode())
@@ -334,7 +334,7 @@ def fingerprint(config: Config, **settings) -> str:
 
 
 def _code(node) -> str:
-    """A syntax tree as text, without docstrings: `ast.dump`, but the same in every version of Python."""
+    """A syntax tree as text, without docstrings and annotations: `ast.dump`, but the same in every version of Python."""
     if isinstance(node, list):
         documents = (
             node and isinstance(node[0], ast.Expr) and isinstance(node[0].value, ast.Constant)
@@ -342,7 +342,12 @@ def _code(node) -> str:
         return f"[{', '.join(map(_code, node[1:] if documents else node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
+    idle = ("annotation", "returns") if isinstance(node, ast.arg | ast.FunctionDef) else ()
+    fields = (
+        (n, value)
+        for n, value in ast.iter_fields(node)
+        if value not in (None, []) and n not in idle
+    )
     return f"{type(node).__name__}({', '.join(f'{n}={_code(value)}' for n, value in fields)})"
 
 
