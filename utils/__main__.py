@@ -22,6 +22,8 @@ def main(words: list[str] | None = None) -> int:
     handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("utils")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    # Libraries that are imported later may give the root logger a handler, which would show each line twice.
+    propagate, logger.propagate = logger.propagate, False
     try:
         name, options = arguments.parse(sys.argv[1:] if words is None else words)
         command = importlib.import_module(f"utils.commands.{name}")
@@ -41,6 +43,7 @@ def main(words: list[str] | None = None) -> int:
         sys.stderr.close()
     finally:
         logger.removeHandler(handler)
+        logger.propagate = propagate
     return 0
 
 

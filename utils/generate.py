@@ -244,9 +244,6 @@ def _decode(graph, weights, state, keys, sampling, **static):
     return new.T, state
 
 
-# --------------------------------------------------------------------------------------------------------- on the host
-
-
 def _check_tokenizer(tok, vocab_size: int) -> None:
     fits = tok.n_vocab == vocab_size if _is_tiktoken(tok) else tok.n_vocab <= vocab_size
     if not fits:

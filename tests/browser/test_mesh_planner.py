@@ -57,7 +57,7 @@ def test_sizes_are_those_of_the_recording(page):
                 gradient_checkpointing=fsdp > 2,
             )
             try:
-                expected = plan.estimate(made, **options)
+                expected = plan.estimate(config, **options)
             except CourseError as refused:
                 said = page.evaluate(REFUSAL, [name, options])
                 assert said and str(refused).startswith(said), (name, options)
