@@ -288,7 +288,8 @@ def fit(
 
 def progress_bar(total: int, unit: str, *, initial: int = 0, shown: bool = True) -> tqdm:
     """tqdm's bar: in a notebook among the cell's output, else on stderr, apart from the results."""
-    file = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+    app = sys.modules.get("ipykernel.kernelapp")
+    file = sys.stdout if app and app.IPKernelApp.initialized() else sys.stderr
     look = dict(unit=unit, file=file, disable=not shown, mininterval=1.0)
     return tqdm(total=total, initial=initial, **look)
 

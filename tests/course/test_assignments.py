@@ -57,6 +57,8 @@ MIXED = {
 def course(tmp_path_factory):
     """A course folder as `make assignments` makes it. nbgrader's settings set the environment: it
     is put back."""
+    import huggingface_hub.constants  # noqa: F401, it reads HF_HUB_OFFLINE when imported
+
     before = dict(os.environ)
     folder = tmp_path_factory.mktemp("nbgrader") / "course"
     os.environ["JUPYTER_CONFIG_DIR"] = str(
