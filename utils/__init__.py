@@ -24,6 +24,11 @@ class CourseError(ValueError):
     """Bad input. The message is one line: what was expected, what was found, what to do."""
 
 
+def unexpected(where: str, expected: object, found: object, fix: str = "") -> CourseError:
+    """The error for most bad input: "batch_size: expected at least 1, found 0: choose a larger one"."""
+    return CourseError(f"{where}: expected {expected}, found {found}" + f": {fix}" * bool(fix))
+
+
 def first_line(error: Exception) -> str:
     """The first line of another library's message, to put into one of ours; its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
