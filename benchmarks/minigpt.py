@@ -33,7 +33,8 @@ import optax
 from flax import nnx
 
 from utils import lora, losses, minigpt, train
-from utils.data import corpus, packing, tokenizer
+from utils.course import row_packing, sources, tokenizer
+from utils.data import corpus, packing
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, RANK = 50_257, 256, 4, 8, 128
 BATCH_SIZE, SEQ_LEN = 8, 256
@@ -167,7 +168,7 @@ def main() -> None:
         common.report(benchmark="tutorial_shape", side=name, **row, dtype="float32", **sizes)
 
     tok = tokenizer.get("stories2048")
-    rows = corpus.encode(corpus.load_stories("train", limit=5000, fallback=True).texts, tok)
+    rows = corpus.encode(sources.load_stories("train", limit=5000).texts, tok)
     course = {}
     for config, size in (
         (minigpt.Config(), 4),
@@ -204,7 +205,7 @@ def main() -> None:
         common.report(benchmark="course_shape", shape=name, dtype="float32", **course[name])
 
     for seq_len in (128, 256):
-        for pack in (packing.pad_rows, packing.concat_then_split, packing.best_fit):
+        for pack in (row_packing.pad_rows, row_packing.concat_then_split, row_packing.best_fit):
             packed = pack(rows, seq_len, eot=tok.eot_token)
             row = {"packing": pack.__name__, "seq_len": seq_len}
             row |= {"wasted": round(packed.wasted, 5), "dropped": round(packed.dropped, 5)}

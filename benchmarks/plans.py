@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools import fingerprint as fingerprints
 from utils import transformer
 from utils.commands import plan
 
@@ -155,7 +156,7 @@ def record(setting: dict) -> dict:
 
 def fingerprint(setting: dict) -> str:
     """Of a setting's configuration, and the code as it is now."""
-    return plan.fingerprint(MODELS[setting["model"]], **setting)
+    return fingerprints.of(MODELS[setting["model"]], **setting)
 
 
 def recorded() -> list[dict]:

@@ -36,7 +36,7 @@ import optax
 from flax import nnx
 
 from utils import lora, train
-from utils.data import corpus
+from utils.course import sources
 from utils.hf import hub, weights
 
 RESULTS = Path(__file__).parent / "results" / "sst2_sweep.jsonl"
@@ -271,11 +271,11 @@ def main() -> None:
     words = tuple(tok.encode(word)[0] for word in WORDS)
     if any(len(tok.encode(word)) != 1 for word in WORDS):
         raise SystemExit(f"{WORDS}: expected words of one token each in this vocabulary")
-    long_enough = [row for row in corpus.load_sst2("train") if len(row[0].split()) >= SHORTEST]
+    long_enough = [row for row in sources.load_sst2("train") if len(row[0].split()) >= SHORTEST]
     order = np.random.default_rng(0).permutation(len(long_enough))[:6000]  # more than any run reads
     training = encode(tok, [long_enough[i] for i in order])
     training = [row for row in training if len(row[0]) <= SEQ_LEN]
-    held_out = encode(tok, corpus.load_sst2("validation")[:HELD_OUT])
+    held_out = encode(tok, sources.load_sst2("validation")[:HELD_OUT])
     done = (
         [json.loads(line)["setting"] for line in RESULTS.read_text().splitlines()]
         if RESULTS.exists()

@@ -3,7 +3,7 @@ without a download.
 
     python tools/make_random_checkpoint.py --like R1 /somewhere/r1-random     # 3.55 GB of bfloat16
 
-`weights.save_random` on the command line. The folder is a Hugging Face model folder without a tokenizer.
+`random_checkpoint.save` on the command line. The folder is a Hugging Face model folder without a tokenizer.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils import CourseError
-from utils.hf import weights
+from utils.course import random_checkpoint
 from utils.transformer import Config
 
 R1 = Config(  # deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
@@ -62,7 +62,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
-        weights.save_random(LIKE[args.like], args.directory, seed=args.seed)
+        random_checkpoint.save(LIKE[args.like], args.directory, seed=args.seed)
     except CourseError as error:
         print(error, file=sys.stderr)
         return 2

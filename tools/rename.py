@@ -50,24 +50,27 @@ MOVES = {
     "utils/plot.py": "utils/course/plot.py",
     "utils/problems.py": "utils/data/problems.py",
     "utils/profile.py": "utils/course/profile.py",
-    "utils/reviews.py": "utils/data/reviews.py",
+    "utils/reviews.py": "utils/course/reviews.py",
     "utils/sft.py": "utils/data/sft.py",
-    "utils/stories.py": "utils/data/stories.py",
-    "utils/tokenizer.py": "utils/data/tokenizer.py",
+    "utils/stories.py": "utils/course/stories.py",
+    "utils/tokenizer.py": "utils/course/tokenizer.py",
     "utils/weights.py": "utils/hf/weights.py",
 }
 
 # Names that left the module they were in: (old module, name) -> (new module, name).
 NAMES = {
-    **{("data", n): ("utils.data.packing", n) for n in (
-        "Packed", "pad_rows", "concat_then_split", "best_fit", "Windows", "batches")},
+    **{("data", n): ("utils.course.row_packing", n) for n in ("Packed", "pad_rows", "concat_then_split", "best_fit")},
+    **{("data", n): ("utils.data.packing", n) for n in ("Windows", "batches")},
+    **{("data", n): ("utils.course.sources", n) for n in ("load_stories", "load_sst2")},
+    ("weights", "save_random"): ("utils.course.random_checkpoint", "save"),
+    ("plan", "estimate"): ("utils.course.estimate", "bytes_per_chip"),
     ("data", "place"): ("utils.data.packing", "assign_rows"),
     **{("evaluate", n): ("utils.evaluation.perplexity", n) for n in ("Score", "windows", "bits_per_character")},
     ("evaluate", "exact_match"): ("utils.evaluation.exact_match", "evaluate"),
     ("models", "find"): ("utils.hf.hub", "model"),
     ("minigpt", "load"): ("utils.course.pretrained", "load"),
     ("minigpt", "KEPT"): ("utils.course.pretrained", "MINIGPT"),
-    ("minigpt", "save"): ("utils.checkpoints", "save_weights"),
+    ("minigpt", "save"): ("utils.course.pretrained", "save"),
     ("minigpt", "named_arrays"): ("utils.checkpoints", "named_parameters"),
     ("checkpoints", "written_whole"): ("utils.checkpoints", "atomic_dir"),
     ("minigpt", "attend"): ("utils.attention", "attention"),

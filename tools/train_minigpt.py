@@ -25,9 +25,9 @@ import optax
 from flax import nnx
 from jax.tree_util import keystr, tree_map_with_path
 
-from utils import checkpoints, minigpt, train
-from utils.course import pretrained
-from utils.data import corpus, packing, tokenizer
+from utils import minigpt, train
+from utils.course import pretrained, sources, tokenizer
+from utils.data import corpus, packing
 from utils.evaluation import perplexity
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
 
     tok = tokenizer.get("stories2048")
-    stories, held_out = corpus.load_stories("train"), corpus.load_stories("validation")
+    stories, held_out = sources.tinystories("train"), sources.tinystories("validation")
     rows = corpus.encode(stories.texts, tok)
     config = minigpt.Config(
         vocab_size=tok.n_vocab,
@@ -93,7 +93,7 @@ def main() -> None:
         evaluate_every=2000,
     )
     print(history.evaluations)
-    checkpoints.save_weights(model, Path(args.directory) / "float16", dtype=np.float16)
+    pretrained.save(model, Path(args.directory) / "float16", dtype=np.float16)
     model = pretrained.load(
         Path(args.directory) / "float16"
     )  # score what is kept: the rounded weights
@@ -122,7 +122,7 @@ def main() -> None:
         },
         "licence": "weights Apache-2.0; trained on TinyStories, CDLA-Sharing-1.0",
     }
-    checkpoints.save_weights(model, args.out, dtype=np.float16, provenance=provenance)
+    pretrained.save(model, args.out, dtype=np.float16, provenance=provenance)
     print(provenance)
 
 

@@ -7,8 +7,8 @@ with `rope`, `attention`, `kv_cache` and `stacked`, `generate` (III); `losses`, 
     hf/          other people's formats: the hub, configurations, weights, GGUF, PEFT, chat templates
     data/        text and its tokens: stories, packing, tokenizers, problems, examples to fine-tune on
     evaluation/  bits per character, exact match, intervals
-    commands/    `python -m utils --help`: generate, finetune, evaluate, plan, mirror
-    course/      what the pages alone need: profiles, plots, checks of exercises, Colab
+    commands/    `python -m utils --help`: generate, finetune, evaluate, plan
+    course/      what the course alone needs: profiles, plots, checks, built-in texts, a mirror, Colab
 
 A room may use the ground floor and the rooms named before it. Only pages and tests use the last two.
 
@@ -24,7 +24,7 @@ class CourseError(ValueError):
     """Bad input. The message is one line: what was expected, what was found, what to do."""
 
 
-def unexpected(where: str, expected: object, found: object, fix: str = "") -> CourseError:
+def unexpected(where: object, expected: object, found: object, fix: str = "") -> CourseError:
     """The error for most bad input: "batch_size: expected at least 1, found 0: choose a larger one"."""
     return CourseError(f"{where}: expected {expected}, found {found}" + f": {fix}" * bool(fix))
 

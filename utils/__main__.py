@@ -19,14 +19,16 @@ def main(words: list[str] | None = None) -> int:
 
     What the command's `run` returns is printed: as text, or with --json its `summary()`.
     """
-    handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("utils")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    # Libraries that are imported later may give the root logger a handler, which would show each line twice.
-    propagate, logger.propagate = logger.propagate, False
+    logger = logging.getLogger("utils")
+    handlers, propagate = logger.handlers, logger.propagate
     try:
         name, options = arguments.parse(sys.argv[1:] if words is None else words)
-        command = importlib.import_module(f"utils.commands.{name}")
+        room = "course" if name == "mirror" else "commands"
+        command = importlib.import_module(f"utils.{room}.{name}")
+        # Only now: what was imported may have given this logger or the root's a handler of its own,
+        # which would show each line twice.
+        logger.handlers, logger.propagate = [logging.StreamHandler(sys.stderr)], False
+        logger.setLevel(logging.INFO)
         if name == "finetune":
             command.keep_memory()
         result = command.run(options)
@@ -42,8 +44,7 @@ def main(words: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
+        logger.handlers, logger.propagate = handlers, propagate
     return 0
 
 

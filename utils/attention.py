@@ -2,9 +2,8 @@
 
     weights = softmax(q k^T / sqrt(H));   y = weights v
 
-`attention` is the one entrance, for training, prefill and decoding, whatever the backend. The einsum is the
-reference, and the kernel of every backend so far: it makes a [T, S] array of scores a head. Kernels that do not are
-dispatched from here.
+`attention` is the one entrance, for training, prefill and decoding, on every backend, and the place to
+dispatch kernels from. So far there is the reference: an einsum that makes a [T, S] array of scores a head.
 """
 
 import jax

@@ -1,14 +1,14 @@
 """Generation: one compiled prefill, then compiled chunks of decode steps over a KV cache.
 
-Prefill reads the whole prompt at once and fills the cache; each decode step then reads one new token per row. Sampling
-happens on the device, in chunks of `CHUNK` steps, so the host is asked only once per chunk: often enough to stream and
-to stop, seldom enough not to slow the device down.
+Prefill reads the whole prompt at once and fills the cache; each decode step then reads one new
+token per row. Sampling happens on the device, in chunks of `CHUNK` steps, so the host is asked once
+a chunk: often enough to stream and to stop, seldom enough not to slow the device down.
 
-Prompts of different lengths share a batch without left padding: a row's tokens are cached at their own positions, a
-decode step overwrites whatever padding the prompt left there, and a token sees the cache only up to its own position.
-So each row gets the answer it would get alone.
+Prompts of different lengths share a batch without left padding: tokens are cached at their row's own
+positions, in place of a prompt's padding, and see the cache only up to theirs. So each row gets the
+answer it would get alone.
 
-MiniGPT comes with a tiktoken encoding, Qwen2 and Llama with `hf.hub.tokenizer(...)`; both go through here.
+A tokenizer `tok` is a tiktoken encoding for MiniGPT, `hf.hub.tokenizer(...)` for Qwen2 and Llama.
 """
 
 import codecs
@@ -27,7 +27,7 @@ import tiktoken
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from utils import CourseError, kernels
+from utils import CourseError, kernels, unexpected
 from utils.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,8 @@ class Completion(NamedTuple):
 
     text: str
     ids: list[int]  # where a stop string ended the text, they reach to the token that completed it
-    finish_reason: (
-        str  # "stop": a stop token or string; "length": max_new_tokens, or the context, was used up
-    )
+    # "stop": a stop token or string; "length": max_new_tokens, or the context, was used up
+    finish_reason: str
 
 
 def sample(
@@ -57,20 +56,16 @@ def sample(
 ) -> Int[Array, "B"]:
     """One token id per row, with one key per row [B].
 
-    `top_k` keeps the k most likely tokens, `top_p` the smallest set whose probability reaches p (Holtzman et al. 2020);
-    both look at the distribution after the temperature. They may be traced, so that one program serves all values;
-    `max_top_k` is then a static bound of k (V by default).
+    `top_k` keeps the k most likely tokens, `top_p` the smallest set whose probability reaches p
+    (Holtzman et al. 2020), both of the distribution after the temperature. They may be traced, so that
+    one program serves all values; `max_top_k` is then a static bound of k (V by default).
     """
+    V = logits.shape[-1]
     if greedy:
         # The first of the largest, in two passes: XLA's argmax takes one number at a time on a CPU.
         below = logits < logits.max(axis=-1, keepdims=True)
-        return (
-            jnp.where(below, logits.shape[-1], jnp.arange(logits.shape[-1]))
-            .min(axis=-1)
-            .astype(jnp.int32)
-        )
+        return jnp.where(below, V, jnp.arange(V)).min(axis=-1).astype(jnp.int32)
     logits = logits.astype(jnp.float32) / temperature
-    V = logits.shape[-1]
     if top_k is not None:
         bound = max_top_k or (top_k if isinstance(top_k, int) else V)
         largest = jax.lax.top_k(logits, min(bound, V))[0]
@@ -79,9 +74,7 @@ def sample(
     if top_p is not None:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         p = jax.nn.softmax(ordered, axis=-1)
-        before = (
-            jnp.cumsum(p, axis=-1) - p
-        )  # probability of all that is more likely: below top_p means "still needed"
+        before = jnp.cumsum(p, axis=-1) - p  # of all likelier tokens; below top_p: needed too
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
@@ -90,26 +83,21 @@ def sample(
 def penalise(
     logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float | Array
 ) -> Float[Array, "B V"]:
-    """Tokens a row has seen, less likely: positive logits divided, negative ones multiplied (Keskar et al. 2019)."""
+    """Seen tokens less likely: positive logits divided, negative multiplied (Keskar et al. 2019)."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How the next token is chosen, and what ends an answer. Raises `CourseError` for a value that cannot be meant."""
+    """How the next token is chosen, and what ends an answer. Raises `CourseError` for bad values."""
 
-    temperature: float = 1.0
-    """0 is greedy: always the most likely token"""
-    top_k: int | None = None
-    """keep the k most likely tokens"""
-    top_p: float | None = None
-    """keep the smallest set of tokens whose probability reaches p"""
-    repetition_penalty: float = 1.0
-    """above 1 makes tokens less likely that the prompt or the answer has had"""
+    temperature: float = 1.0  # 0 is greedy: always the most likely token
+    top_k: int | None = None  # keep the k most likely tokens
+    top_p: float | None = None  # keep the smallest set of tokens whose probability reaches p
+    repetition_penalty: float = 1.0  # above 1: less likely are tokens of the prompt or the answer
+    # texts and token ids that end an answer, beside the tokenizer's own; they are not returned
     stop: tuple[str | int, ...] = ()
-    """texts and token ids that end an answer, beside the tokenizer's own; they are not returned"""
-    seed: int = 0
-    """the same seed gives the same text"""
+    seed: int = 0  # the same seed gives the same text
 
     def __post_init__(self):
         k, p, stop, penalty = self.top_k, self.top_p, self.stop, self.repetition_penalty
@@ -125,7 +113,7 @@ class Options:
         }
         for name, (fits, expected) in good.items():
             if not fits:
-                raise CourseError(f"{name}: expected {expected}, found {getattr(self, name)!r:.60}")
+                raise unexpected(name, expected, f"{getattr(self, name)!r:.60}")
 
 
 def _whole(value, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -137,11 +125,11 @@ def _real(value, least: float, most: float = 3e38) -> bool:
     return (_whole(value) or isinstance(value, float | np.floating)) and least <= value <= most
 
 
-# ------------------------------------------------------------------------------------------------------- on the device
+# ------------------------------------------------------------------------------------ on the device
 
 
 class Prepared:
-    """A model split for generation: its state for prefill, and the layout in which it decodes (`prepare`)."""
+    """A model split for generation: its state for prefill, and the layout in which it decodes."""
 
     def __init__(self, model: nnx.Module):
         self.config, self.cache_dtype = model.config, model.dtype
@@ -149,10 +137,10 @@ class Prepared:
         self._layout = "stacked"
 
     def decode(self, batch_size: int) -> tuple[tuple, str]:
-        """((graph, state) for decode steps of so many rows, the name of their layout). Made when first needed, then kept.
+        """((graph, state) for decode steps of so many rows, their layout's name), made once and kept.
 
-        On a CPU a Transformer decodes in a layout of its own (`kernels.decoding_layout`), which costs memory beside the
-        model: how much is logged. Elsewhere prefill and decoding share one copy of the weights.
+        On a CPU a Transformer decodes in a layout of its own (`kernels.decoding_layout`), whose memory
+        beside the model is logged. Elsewhere prefill and decoding share one copy of the weights.
         """
         model = nnx.merge(*self.prefill)
         layout = kernels.decoding_layout(model, batch_size)
@@ -167,15 +155,12 @@ class Prepared:
 
 
 def prepare(model: nnx.Module | Prepared) -> Prepared:
-    """What `generate` and `stream` make of a model on every call; make it once to generate many times.
-
-    Later changes to the model do not reach what was prepared.
-    """
+    """What each call of `generate` makes of a model, to make once: later changes do not reach it."""
     return model if isinstance(model, Prepared) else Prepared(model)
 
 
 def _split(model: nnx.Module) -> tuple:
-    """(graph, state), with variables of its own for the model's arrays: those of `nnx.split` would follow the model."""
+    """(graph, state); state has variables of its own: those of `nnx.split` would follow the model."""
     graph, state = nnx.split(model)
     return graph, jax.tree.map(lambda x: x, state)
 
@@ -193,12 +178,12 @@ STATIC = ("graph", "n_vocab", "greedy", "max_top_k")
 
 
 def _choose(logits, keys, positions, seen, sampling: dict, *, n_vocab, greedy, max_top_k):
-    """The next token [B] of each row, standing at `positions`, out of the ids that the tokenizer knows."""
-    # Rows of the head beyond the tokenizer's ids are padding: their logits are whatever training left there.
+    """The next token [B] of each row, standing at `positions`, of the ids that the tokenizer knows."""
+    # Rows of the head beyond the tokenizer's ids are padding, with whatever training left there.
     logits = jnp.where(jnp.arange(logits.shape[-1]) < n_vocab, logits, -jnp.inf)
     if seen is not None:
         logits = penalise(logits, seen, sampling["penalty"])
-    # A key for each row and position: what a row samples depends on its seed and position, not on its neighbours.
+    # A key for each row and position: what a row samples does not depend on its neighbours.
     keys = jax.vmap(jax.random.fold_in)(keys, positions)
     options = {name: sampling[name] for name in ("temperature", "top_k", "top_p")}
     return sample(logits, keys, **options, greedy=greedy, max_top_k=max_top_k)
@@ -210,10 +195,10 @@ def _mark(seen, tokens):
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, "cache_length"))
 def _prefill(graph, state, tokens, lengths, keys, seen, sampling, *, cache_length, **static):
-    """tokens [B, P], right-padded, lengths [B] -> the first new token [B] and the state from which to decode."""
+    """tokens [B, P], right-padded, lengths [B] -> first new token [B], state from which to decode."""
     model = nnx.merge(graph, state)
     x, cache = model.hidden(tokens, None, model.new_cache(tokens.shape[0], cache_length))
-    # The output layer for the last token of each prompt alone: for all of them it would be the largest array here.
+    # The output layer for each prompt's last token alone: for all, it would be the largest array.
     last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)[:, 0]
     new = _choose(model.logits(last), keys, lengths, seen, sampling, **static)
     return new, _State(cache, new, lengths, _mark(seen, new))
@@ -222,12 +207,8 @@ def _prefill(graph, state, tokens, lengths, keys, seen, sampling, *, cache_lengt
 @functools.cache
 def jitted_decode(layout: str):
     """`_decode`, jitted for a layout."""
-    return jax.jit(
-        _decode,
-        static_argnames=STATIC,
-        donate_argnums=2,
-        compiler_options=kernels.compiler_options(layout),
-    )
+    options = kernels.compiler_options(layout)
+    return jax.jit(_decode, static_argnames=STATIC, donate_argnums=2, compiler_options=options)
 
 
 def _decode(graph, weights, state, keys, sampling, **static):
@@ -244,20 +225,6 @@ def _decode(graph, weights, state, keys, sampling, **static):
     return new.T, state
 
 
-def _check_tokenizer(tok, vocab_size: int) -> None:
-    fits = tok.n_vocab == vocab_size if _is_tiktoken(tok) else tok.n_vocab <= vocab_size
-    if not fits:
-        raise CourseError(
-            f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has {vocab_size:,}: "
-            "use the tokenizer that the model was trained with"
-        )
-
-
-def _is_tiktoken(tok) -> bool:
-    """A tiktoken encoding, MiniGPT's, or else a model's own tokenizer (`hf/chat.py`)."""
-    return isinstance(tok, tiktoken.Encoding)
-
-
 class TiktokenStream:
     """Tokens of a tiktoken encoding to text: whole characters only, a token may end inside one."""
 
@@ -272,7 +239,7 @@ class TiktokenStream:
 
 
 class Row:
-    """One completion as it grows: ends at a stop token or string, and holds back what may become a stop string."""
+    """One completion as it grows, to a stop token or string; what may become one is held back."""
 
     def __init__(self, decoder, stop_strings: Sequence[str], stop_ids: set[int]):
         self.decoder, self.stop_strings, self.stop_ids = decoder, stop_strings, stop_ids
@@ -310,10 +277,7 @@ class Row:
 
 
 def cache_bytes(config, batch_size: int, cache_length: int, dtype=jnp.bfloat16) -> int:
-    """Bytes of a KV cache: keys and values, for each layer, row, position, key/value head and number of a head.
-
-    Generation logs it before the cache is made.
-    """
+    """Bytes of a KV cache: keys and values of each layer, row, position and key/value head."""
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return token * batch_size * cache_length * jnp.dtype(dtype).itemsize
 
@@ -333,41 +297,45 @@ def _free_memory() -> int:
     return pages * (os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 12)
 
 
-def _encode(tok, prompts: Sequence[str], max_new_tokens: int | None, context: int):
+def _encode(tok, prompts: Sequence[str], max_new_tokens: int | None, config):
     """(token ids of each prompt, how many new tokens to make at most), or one clear error."""
+    V, context = config.vocab_size, config.max_position_embeddings
+    is_tiktoken = isinstance(tok, tiktoken.Encoding)
+    if tok.n_vocab > V or (is_tiktoken and tok.n_vocab < V):
+        what = f"has {tok.n_vocab:,} ids, the model's vocabulary has {V:,}"
+        fix = "use the tokenizer that the model was trained with"
+        raise CourseError(f"tokenizer {tok.name}: {what}: {fix}")
     texts = not isinstance(prompts, str) and all(isinstance(prompt, str) for prompt in prompts)
     if not prompts or not texts:
-        raise CourseError(f"prompts: expected a list of at least one text, found {prompts!r:.60}")
-    if _is_tiktoken(tok):
-        # A story begins after the end of the one before: MiniGPT has learnt to start from that token.
+        raise unexpected("prompts", "a list of at least one text", f"{prompts!r:.60}")
+    if is_tiktoken:  # MiniGPT has learnt to start from the token that ends the story before
         rows = [[tok.eot_token, *tok.encode_ordinary(prompt)] for prompt in prompts]
     else:
         rows = [tok.encode(prompt) for prompt in prompts]
     if not all(rows):
         empty = prompts[rows.index([])]
-        raise CourseError(f"prompts: expected some text in each, found {empty!r}: it has no token")
+        raise unexpected("prompts", "some text in each", repr(empty), "it has no token")
     longest = max(map(len, rows))
     if longest > context:
-        worst = prompts[int(np.argmax([len(row) for row in rows]))]
-        raise CourseError(
-            f"prompt {worst[:30]!r}...: {longest} tokens with its start token, the model's context is {context}: "
-            "shorten the prompt, or use a model with a longer context"
-        )
+        worst = prompts[[len(row) for row in rows].index(longest)]
+        what = f"{longest} tokens with its start token, the model's context is {context}"
+        fix = "shorten the prompt, or use a model with a longer context"
+        raise CourseError(f"prompt {worst[:30]!r}...: {what}: {fix}")
     room = context - longest + 1  # the last new token is not read again: it needs no place
     if max_new_tokens is None:
         max_new_tokens = min(room, DEFAULT_MAX_NEW_TOKENS)
-    if not (_whole(max_new_tokens) and 1 <= max_new_tokens <= room):
-        why = f"a context of {context} less the longest prompt"
-        raise CourseError(f"max_new_tokens: expected 1 to {room} ({why}), found {max_new_tokens!r}")
+    if not _whole(max_new_tokens, 1, room):
+        expected = f"1 to {room} (a context of {context} less the longest prompt)"
+        raise unexpected("max_new_tokens", expected, repr(max_new_tokens))
     return rows, max_new_tokens
 
 
 def _run(model, tok, prompts, max_new_tokens, options) -> Iterator[tuple[list[str], list[Row]]]:
-    """Yields, chunk by chunk, each row's new text and the rows so far; a row that has ended has no new text."""
+    """Yields, chunk by chunk, each row's new text (none once it has ended) and the rows so far."""
     prepared, config, context = prepare(model), model.config, model.config.max_position_embeddings
-    _check_tokenizer(tok, config.vocab_size)
-    prompt_ids, max_new_tokens = _encode(tok, prompts, max_new_tokens, context)
-    B, longest = len(prompt_ids), max(map(len, prompt_ids))
+    prompt_ids, max_new_tokens = _encode(tok, prompts, max_new_tokens, config)
+    lengths = np.array([len(ids) for ids in prompt_ids], np.int32)
+    B, longest = len(lengths), int(lengths.max())
     cache_length = _round_up(longest + max_new_tokens - 1, context)
     needed, free = cache_bytes(config, B, cache_length, prepared.cache_dtype), _free_memory()
     size = f"KV cache: {B} row{'s'[: B > 1]} of {cache_length} tokens: {needed / 1e6:,.1f} MB"
@@ -375,7 +343,6 @@ def _run(model, tok, prompts, max_new_tokens, options) -> Iterator[tuple[list[st
         what = f"{free / 1e6:,.1f} MB are free: give fewer prompts at once, or fewer new tokens"
         raise CourseError(f"{size}, but {what}")
     logger.info(size)
-    lengths = np.array([len(ids) for ids in prompt_ids], np.int32)
     tokens = np.zeros((B, _round_up(longest, context)), np.int32)
     seen = None if options.repetition_penalty == 1 else np.zeros((B, config.vocab_size), bool)
     for i, ids in enumerate(prompt_ids):
@@ -384,7 +351,7 @@ def _run(model, tok, prompts, max_new_tokens, options) -> Iterator[tuple[list[st
             seen[i, ids] = True
     key = jax.random.key(options.seed)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
-    # Traced: another temperature, top_k or top_p is no other program. Of top_k the next power of two is compiled in.
+    # Traced: other values are no other program. Of top_k, the next power of two is compiled in.
     top_k = options.top_k and min(options.top_k, config.vocab_size)
     sampling = {
         "temperature": np.float32(options.temperature or 1),
@@ -397,10 +364,11 @@ def _run(model, tok, prompts, max_new_tokens, options) -> Iterator[tuple[list[st
     inputs = (tokens, lengths, keys, seen, sampling)
     new, state = _prefill(*prepared.prefill, *inputs, cache_length=cache_length, **static)
     weights, layout = prepared.decode(B)
-    stop_ids = {tok.eot_token} if _is_tiktoken(tok) else set(tok.stop_ids)
+    is_tiktoken = isinstance(tok, tiktoken.Encoding)
+    stop_ids = {tok.eot_token} if is_tiktoken else set(tok.stop_ids)
     stop_ids |= {int(s) for s in options.stop if _whole(s)}
     stop_strings = [s for s in options.stop if isinstance(s, str)]
-    decoders = [TiktokenStream(tok) if _is_tiktoken(tok) else tok.stream() for _ in prompt_ids]
+    decoders = [TiktokenStream(tok) if is_tiktoken else tok.stream() for _ in prompt_ids]
     rows = [Row(decoder, stop_strings, stop_ids) for decoder in decoders]
     chunk, generated = np.array(new)[:, None], 0
     while True:
@@ -419,19 +387,18 @@ def _run(model, tok, prompts, max_new_tokens, options) -> Iterator[tuple[list[st
 def generate(
     model, tok, prompts: Sequence[str], max_new_tokens: int | None = None, **options
 ) -> list[Completion]:
-    """Continue each prompt until a stop token or string, `max_new_tokens` (default: 512), or the model's context is full.
+    """Continue each prompt to a stop token or string, `max_new_tokens` (512), or a full context.
 
-    Returns a `Completion` for each prompt: the new text alone, its token ids, and why it ended. `options` are the
-    fields of `Options`: temperature, top_k, top_p, repetition_penalty, stop, seed. `tok` is the model's tokenizer: a
-    tiktoken encoding or `hf.hub.tokenizer(...)`. Raises `CourseError` for a prompt or a length that does not fit, or a
-    tokenizer that is not the model's.
+    Returns a `Completion` for each prompt. `options` are the fields of `Options`: temperature, top_k,
+    top_p, repetition_penalty, stop, seed. Raises `CourseError` for a prompt or a length that does not
+    fit, or a tokenizer `tok` that is not the model's.
     """
     *_, (_, rows) = _run(model, tok, prompts, max_new_tokens, Options(**options))
     return [Completion(row.text, row.ids, row.finish_reason) for row in rows]
 
 
 def stream(model, tok, prompt: str, max_new_tokens: int | None = None, **options) -> Iterator[str]:
-    """The same text as `generate` gives for one prompt, with the same options, piece by piece, as it is made."""
+    """The text that `generate` gives for one prompt, piece by piece, as it is made."""
     for (piece,), _ in _run(model, tok, [prompt], max_new_tokens, Options(**options)):
         if piece:
             yield piece

@@ -15,8 +15,7 @@ from utils import kernels
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, laid out so that both products of attention, q k and then weights times v, read a
-    head's places in memory order."""
+    """Keys and values of one layer: both products of attention read a head's places in memory order."""
 
     k: Float[Array, "B K H S"]
     v: Float[Array, "B K S H"]
@@ -28,24 +27,18 @@ class LayerCache(NamedTuple):
         positions: Int[ArrayLike, "B T"],
     ) -> "LayerCache":
         """The cache with new keys and values written to their positions, each row to its own."""
-        return LayerCache(
-            *(
-                kernels.write_positions(
-                    old, jnp.moveaxis(new, 1, axis).astype(old.dtype), positions, axis
-                )
-                for old, new, axis in ((self.k, k, 3), (self.v, v, 2))
-            )
-        )
+        k, v = self._as_stored(k, v)
+        k = kernels.write_positions(self.k, k, positions, axis=3)
+        return LayerCache(k, kernels.write_positions(self.v, v, positions, axis=2))
 
     def prefill(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "LayerCache":
         """An empty cache with a prompt's keys and values in its first T places."""
-        k, v = (
-            jnp.moveaxis(k, 1, 3).astype(self.k.dtype),
-            jnp.moveaxis(v, 1, 2).astype(self.v.dtype),
-        )
-        return LayerCache(
-            *(jax.lax.dynamic_update_slice(old, new, [0] * 4) for old, new in zip(self, (k, v)))
-        )
+        pairs = zip(self, self._as_stored(k, v))
+        return LayerCache(*(jax.lax.dynamic_update_slice(old, new, [0] * 4) for old, new in pairs))
+
+    def _as_stored(self, k, v) -> tuple[Array, Array]:
+        k, v = jnp.moveaxis(k, 1, 3), jnp.moveaxis(v, 1, 2)
+        return k.astype(self.k.dtype), v.astype(self.v.dtype)
 
     @property
     def keys_values(self) -> tuple[Float[Array, "B S K H"], Float[Array, "B S K H"]]:
@@ -57,7 +50,7 @@ KVCache = list[LayerCache]
 
 
 def new_cache(config, batch_size: int, cache_length: int, dtype) -> KVCache:
-    """An empty cache for `batch_size` rows of `cache_length` tokens; `generate.cache_bytes` says how large it is."""
+    """An empty cache for `batch_size` rows of `cache_length` tokens (`generate.cache_bytes` large)."""
     B, K, H, S = batch_size, config.num_key_value_heads, config.head_dim, cache_length
     shapes = (B, K, H, S), (B, K, S, H)
     # Arrays of its own for each layer: one array cannot be donated twice.

@@ -2,20 +2,20 @@
 
 A linear layer computes y = W x. Its adapter adds
 
-    y = W x + s B A x,     A [R, in],  B [out, R],  s = alpha / R   (or alpha / sqrt(R), rank-stabilised)
+    y = W x + s B A x,    A [R, in],  B [out, R],  s = alpha / R  (alpha / sqrt(R): rank-stabilised)
 
-A starts random, B at zero: an adapted model starts exactly at its base. Only A and B are trained. They are
-`nnx.LoRAParam`s, so the type is the filter: `train.fit(..., wrt=nnx.LoRAParam)`. Shapes are PEFT's, and so are the names
-`lora_A` and `lora_B`, the initialisation and the file format.
+A starts random, B at zero: an adapted model starts exactly at its base. Only A and B are trained:
+they are `nnx.LoRAParam`s, so the type is the filter: `train.fit(..., wrt=nnx.LoRAParam)`. Shapes,
+the names `lora_A` and `lora_B`, initialisation and file format are PEFT's.
 
     lora.inject(model, rank=8, alpha=16, target_modules=("q_proj", "v_proj"), rngs=nnx.Rngs(0))
     lora.merge(model); lora.unmerge(model)
     with lora.disabled(model): ...                                  # the base, bit for bit
-    mine = lora.adapter(model); lora.set_adapter(model, other)      # adapters are states on one base
+    mine = lora.adapter(model); lora.set_adapter(model, other)      # adapters are states
     hf.peft.save(model, "folder"); hf.peft.load(model, "folder")
 
-Layers may be stacked (weights with a leading axis L, as in every model of this course): A, B and s then get the same
-axis, so that each layer has an adapter, a rank and a scale of its own; s = 0 switches a layer off.
+Layers may be stacked (weights with a leading axis L, as in every model of this course): A, B and s
+get the same axis, so each layer has an adapter, a rank and a scale of its own; s = 0 is off.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from utils import CourseError, kernels, transformer
+from utils import CourseError, kernels, transformer, unexpected
 
 LINEAR = (nnx.Linear, transformer.Linear)
 TABLE = (nnx.Embed, transformer.Embed)
@@ -54,21 +54,11 @@ class Original(nnx.Variable):
 class Adapter(nnx.Module):
     """What all adapted layers share: `base`, the layer as it was, and A, B and s beside it.
 
-    A single layer has lora_A [R, in], lora_B [out, R], scale []; a stack of L layers has [L, R, in], [L, out, R], [L].
+    A single layer has lora_A [R, in], lora_B [out, R], scale []; a stack of L layers has
+    [L, R, in], [L, out, R], [L]. Options are those of `inject`.
     """
 
-    def __init__(
-        self,
-        base: nnx.Module,
-        *,
-        rank,
-        alpha,
-        use_rslora=False,
-        layers=None,
-        dropout=0.0,
-        rngs: nnx.Rngs,
-    ):
-        """`rank`, `alpha`, `layers`, `use_rslora` and `dropout` as in `inject`."""
+    def __init__(self, base, *, rank, alpha, use_rslora=False, layers=None, dropout=0.0, rngs):
         self.features, stack = features(base)
         (inputs, outputs), depth = self.features, stack or 1
         ranks, alphas = _per_layer(rank, depth, "rank"), _per_layer(alpha, depth, "alpha")
@@ -76,29 +66,24 @@ class Adapter(nnx.Module):
         most = min(inputs, outputs)
         for r in ranks:
             if isinstance(r, bool) or not (isinstance(r, int) and 1 <= r <= most):
-                size = f"a layer of {inputs} x {outputs}"
-                raise CourseError(f"rank: expected 1 to {most} for {size}, found {r}")
+                raise unexpected("rank", f"1 to {most} for a layer of {inputs} x {outputs}", r)
         if not all(isinstance(a, int | float) and math.isfinite(a) for a in alphas):
-            raise CourseError(f"alpha: expected finite numbers, found {alphas}")
+            raise unexpected("alpha", "finite numbers", alphas)
         if not 0 <= dropout < 1:
-            raise CourseError(f"dropout: expected a rate from 0 to below 1, found {dropout}")
+            raise unexpected("dropout", "a rate from 0 to below 1", dropout)
         if any(not 0 <= i < depth for i in layers):
-            raise CourseError(f"layers: expected numbers from 0 to {depth - 1}, found {layers}")
+            raise unexpected("layers", f"numbers from 0 to {depth - 1}", layers)
         self.base, self.dropout = base, dropout
         # Static, not variables: a model compiles without the path that it does not use.
         self.active, self.merged = True, False
+        # PEFT's A: uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5). A smaller rank is
+        # the largest with zeros: rows of A that are zero meet columns of B that stay zero.
         R = max(ranks)
-        # PEFT's A: uniform in +-1/sqrt(in), which is Kaiming's with a = sqrt(5).
-        A = jax.random.uniform(rngs.params(), (depth, R, inputs), jnp.float32, -1, 1) / math.sqrt(
-            inputs
-        )
-        # A smaller rank is the largest with zeros: rows of A that are zero meet columns of B that stay zero.
-        A = A * (jnp.arange(R)[None, :, None] < jnp.array(ranks)[:, None, None])
-        B = jnp.zeros((depth, outputs, R))
-        scale = [
-            a / (math.sqrt(r) if use_rslora else r) if i in layers else 0.0
-            for i, (a, r) in enumerate(zip(alphas, ranks))
-        ]
+        A = jax.random.uniform(rngs.params(), (depth, R, inputs), jnp.float32, -1, 1)
+        used = jnp.arange(R)[None, :, None] < jnp.array(ranks)[:, None, None]
+        A, B = A / math.sqrt(inputs) * used, jnp.zeros((depth, outputs, R))
+        roots = [math.sqrt(r) if use_rslora else r for r in ranks]
+        scale = [a / root if i in layers else 0.0 for i, (a, root) in enumerate(zip(alphas, roots))]
         first = 0 if stack is None else slice(None)
         self.lora_A, self.lora_B = nnx.LoRAParam(A[first]), nnx.LoRAParam(B[first])
         self.scale = Scale(jnp.array(scale, jnp.float32)[first])
@@ -114,7 +99,7 @@ class Adapter(nnx.Module):
         return self.lora_A.shape[0] if self.lora_A.ndim == 3 else None
 
     def lora_delta(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """s B A x, in x's dtype: two thin products, never the matrix B A. The scale goes where the numbers are fewest."""
+        """s B A x in x's dtype: two thin products, never B A; s goes where numbers are fewest."""
         if self.dropout and hasattr(self, "key"):
             keep = jax.random.bernoulli(self.key[...], 1 - self.dropout, x.shape)
             x = jnp.where(keep, x / (1 - self.dropout), 0)
@@ -125,14 +110,6 @@ class Adapter(nnx.Module):
         """Delta W = s B A in float32, per layer of a stack."""
         A, B = self.lora_A[...], self.lora_B[...]
         return self.scale[...][..., None, None] * jnp.einsum("...or,...ri->...oi", B, A)
-
-    def matrix(self) -> nnx.Variable:
-        """The variable that `merge` changes."""
-        return matrix(self.base)
-
-    def oriented(self, delta):
-        """Delta W in the layout of `matrix`: flax keeps a linear kernel as [in, out], Hugging Face as [out, in]."""
-        return jnp.swapaxes(delta, -1, -2) if isinstance(self.base, nnx.Linear) else delta
 
 
 class LoRALinear(Adapter):
@@ -147,10 +124,9 @@ class LoRALinear(Adapter):
 
 
 class LoRATiedHead(Adapter):
-    """An embedding table that is also the output layer, with an adapter on its use as output layer alone.
+    """An embedding table that is also the output layer, with an adapter on the output layer alone.
 
-    Reading the table (the embedding) is untouched. So this adapter cannot be merged: one table would have to hold two
-    different matrices.
+    The embedding is untouched, so this cannot be merged: one table would have to hold two matrices.
     """
 
     def __call__(self, tokens):
@@ -161,12 +137,12 @@ class LoRATiedHead(Adapter):
         return y + self.lora_delta(x).astype(y.dtype) if self.active else y
 
     def __getattr__(self, name):  # `dtype`, `num_embeddings`: what a model asks of its embedding
-        if name in ("dtype", "num_embeddings", "features_out"):
+        if name in ("dtype", "num_embeddings"):
             return getattr(self.base, name)
         raise AttributeError(name)
 
 
-# -------------------------------------------------------------------------------------------------- finding and injecting
+# -------------------------------------------------------------------------- finding and injecting
 
 
 def matrix(module: nnx.Module) -> nnx.Variable:
@@ -176,7 +152,7 @@ def matrix(module: nnx.Module) -> nnx.Variable:
 
 
 def features(module: nnx.Module) -> tuple[tuple[int, int], int | None]:
-    """((in, out) of a layer, how many are stacked in it or None). A table is seen as output layer: D in, V out."""
+    """((in, out), how many layers are stacked or None); a table is an output layer: D in, V out."""
     *stack, a, b = matrix(module).shape
     return (a, b) if isinstance(module, nnx.Linear) else (b, a), stack[0] if stack else None
 
@@ -185,15 +161,12 @@ def _per_layer(value, depth: int, name: str) -> list:
     value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     values = list(value) if isinstance(value, Sequence) else [value] * depth
     if len(values) != depth:
-        expected = f"one number, or one for each of {depth} layers"
-        raise CourseError(f"{name}: expected {expected}, found {len(values)}")
+        raise unexpected(name, f"one number, or one for each of {depth} layers", len(values))
     return values
 
 
-def modules(
-    model: nnx.Module, prefix: str = ""
-) -> Iterator[tuple[str, nnx.Module, str, nnx.Module]]:
-    """Every submodule, as (dotted path, parent, attribute name, module); the inside of an adapted layer is not entered."""
+def modules(model: nnx.Module, prefix="") -> Iterator[tuple[str, nnx.Module, str, nnx.Module]]:
+    """(dotted path, parent, attribute name, module) of all submodules, none inside an `Adapter`."""
     for name, value in list(vars(model).items()):
         if isinstance(value, nnx.Module):
             path = f"{prefix}{name}"
@@ -212,14 +185,13 @@ def adapters(model: nnx.Module) -> dict[str, Adapter]:
 
 
 def matches(path: str, target_modules: str | Sequence[str]) -> bool:
-    """PEFT's rule: names match the end of a path, part by part; a single string is a regular expression for all of it."""
+    """PEFT's rule: names match the end of a path by parts; one string is a regex for all of it."""
     if isinstance(target_modules, str):
         try:
             return re.fullmatch(target_modules, path) is not None
         except re.error as error:
-            raise CourseError(
-                f"target_modules: {target_modules!r} is not a regular expression ({error})"
-            ) from None
+            what = f"{target_modules!r} is not a regular expression ({error})"
+            raise CourseError(f"target_modules: {what}") from None
     return any(path == target or path.endswith(f".{target}") for target in target_modules)
 
 
@@ -234,11 +206,12 @@ def inject(
     dropout: float = 0.0,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """Put an adapter on every linear layer whose path matches `target_modules`; changes `model` in place and returns it.
+    """Put an adapter on every linear layer whose path `matches` `target_modules`, in place.
 
-    `rank` and `alpha` are numbers, or one number per layer of the stack; `layers` switches the adapter on in those layers
-    only. "lm_head" as a target means the output layer, also where it is the embedding table. Raises `CourseError`, the
-    model unchanged, for a target that matches nothing, a rank that does not fit, or a model that already has adapters.
+    `rank` and `alpha` are one number, or one per layer of the stack; only `layers` are switched on.
+    The target "lm_head" is the output layer, also where that is the embedding table. Raises
+    `CourseError`, the model unchanged, for a target that matches nothing, a rank that does not fit,
+    or a model that already has adapters.
     """
     everything = list(modules(model))
     if any(isinstance(module, Adapter) for *_, module in everything):
@@ -251,9 +224,7 @@ def inject(
         tied = {}
     patterns = [target_modules] if isinstance(target_modules, str) else list(target_modules)
     if not patterns:
-        raise CourseError(
-            "target_modules: expected at least one name, found none: nothing would be adapted"
-        )
+        raise unexpected("target_modules", "at least one name", "none", "nothing would be adapted")
     chosen: dict[str, list] = {}
     for pattern in patterns:
         rule = pattern if isinstance(target_modules, str) else [pattern]
@@ -261,13 +232,14 @@ def inject(
         if not hits and pattern == "lm_head":
             hits = tied
         if not hits and any(matches(path, rule) for path in tied):
-            raise CourseError(
-                f"target_modules: {pattern} is also the output layer of this model, and an adapter would change both: "
-                "target lm_head for the output layer alone"
-            )
+            why = "is also the output layer of this model, and an adapter would change both"
+            how = "target lm_head for the output layer alone"
+            raise CourseError(f"target_modules: {pattern} {why}: {how}")
         if not hits:
-            closest = _closest(pattern, linear)
-            raise CourseError(f"target_modules: {pattern!r} matches no linear layer; {closest}")
+            names = sorted({path.split(".")[-1] for path in linear} | linear.keys())
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:6]
+            what = f"{pattern!r} matches no linear layer; closest: {', '.join(close)}"
+            raise CourseError(f"target_modules: {what}")
         chosen |= hits
     options = dict(rank=rank, alpha=alpha, layers=layers, use_rslora=use_rslora, dropout=dropout)
     replacements = []
@@ -277,16 +249,9 @@ def inject(
             replacements.append((parent, name, kind(module, **options, rngs=rngs)))
         except CourseError as error:
             raise CourseError(f"{path}: {error}") from None
-    # Only now, so that an error above leaves the model as it was.
-    for parent, name, new in replacements:
+    for parent, name, new in replacements:  # only now: an error above leaves the model as it was
         setattr(parent, name, new)
     return model
-
-
-def _closest(pattern: str, candidates) -> str:
-    names = sorted({path.split(".")[-1] for path in candidates} | set(candidates))
-    close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:6]
-    return "closest: " + ", ".join(close)
 
 
 def _not_merged(model: nnx.Module, action: str) -> dict[str, Adapter]:
@@ -300,7 +265,7 @@ def _not_merged(model: nnx.Module, action: str) -> dict[str, Adapter]:
 
 @contextlib.contextmanager
 def disabled(model: nnx.Module):
-    """Inside, the model is its base, bit for bit. Refused while merged: the base is not there to go back to."""
+    """Inside, the model is its base, bit for bit. Refused while merged: the base is not there."""
     adapted = _not_merged(model, "disabled").values()
     before = [a.active for a in adapted]
     try:
@@ -314,10 +279,9 @@ def disabled(model: nnx.Module):
 
 @contextlib.contextmanager
 def dropout(model: nnx.Module, key: Array):
-    """Inside, adapters drop inputs at their rate, with masks drawn from `key`: pass another key at every step.
+    """Inside, adapters drop inputs at their rate. Use it in the loss, with a new `key` every step.
 
-    A random state kept *in* the model would be split off and dropped by a pure training step, which would then repeat one
-    mask for ever. Use it inside the loss function.
+    A pure training step would drop a random state kept *in* the model and repeat one mask for ever.
     """
     adapted = adapters(model)
     try:
@@ -331,15 +295,15 @@ def dropout(model: nnx.Module, key: Array):
 
 
 def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
-    """Add s B A to the weights, so that inference costs what the base costs. In place; undone by `unmerge`.
+    """Add s B A to the weights, in place: inference then costs what the base costs.
 
-    The sum is made in float32 and rounded to the weights' dtype. Subtracting again gives back the base up to that
-    rounding: about 1e-7 of a weight in float32, but 1 part in 256 in bfloat16, so `keep=True` keeps a copy of the
-    original weights, and `unmerge` then restores every bit. Refused for a tied head and for weights that are not floats.
+    The sum is rounded to the weights' dtype, and `unmerge` restores them up to that rounding: about
+    1e-7 of a weight in float32, but 1 part in 256 in bfloat16. With `keep=True` a copy is kept, and
+    every bit restored. Refused for a tied head and for weights that are not floats.
     """
     adapted = adapters(model)
     for path, a in adapted.items():
-        dtype, why = a.matrix().dtype, ""
+        dtype, why = matrix(a.base).dtype, ""
         if isinstance(a, LoRATiedHead):
             why = "the table is also the embedding; keep this adapter unmerged"
         elif a.merged:
@@ -350,34 +314,35 @@ def merge(model: nnx.Module, *, keep: bool = False) -> nnx.Module:
         if why:
             raise CourseError(f"{path}: merge: {why}")
     for a in adapted.values():
-        weight = a.matrix()
         if keep:
-            a.original = Original(weight[...])
-        weight[...] = _add(weight[...], a.oriented(a.delta()))
+            a.original = Original(matrix(a.base)[...])
+        _change(a, +1)
         a.merged = True
     return model
 
 
 def unmerge(model: nnx.Module) -> nnx.Module:
-    """Undo `merge`: exact to the bit after `merge(keep=True)`, otherwise up to the rounding of the weights' dtype."""
+    """Undo `merge`: to the bit after `merge(keep=True)`, otherwise up to rounding."""
     adapted = adapters(model)
     for path, a in adapted.items():
         if not a.merged:
             why = "is not merged; subtracting the change would damage the base"
             raise CourseError(f"{path}: unmerge: {why}")
     for a in adapted.values():
-        weight = a.matrix()
         if hasattr(a, "original"):
-            weight[...] = a.original[...]
+            matrix(a.base)[...] = a.original[...]
             del a.original
         else:
-            weight[...] = _add(weight[...], -a.oriented(a.delta()))
+            _change(a, -1)
         a.merged = False
     return model
 
 
-def _add(weight, delta):
-    return (weight.astype(jnp.float32) + delta).astype(weight.dtype)
+def _change(a: Adapter, sign: int) -> None:
+    """W + sign Delta W, summed in float32. Flax keeps a linear W as [in, out], others [out, in]."""
+    weight, delta = matrix(a.base), sign * a.delta()
+    delta = jnp.swapaxes(delta, -1, -2) if isinstance(a.base, nnx.Linear) else delta
+    weight[...] = (weight[...].astype(jnp.float32) + delta).astype(weight.dtype)
 
 
 def adapter(model: nnx.Module) -> State:
@@ -389,9 +354,10 @@ def adapter(model: nnx.Module) -> State:
 
 
 def set_adapter(model: nnx.Module, state: State) -> State:
-    """Put another adapter (from `adapter` or `add_weighted_adapter`) on the same base; returns the one that was there.
+    """Put another adapter (from `adapter` or `add_weighted_adapter`) on the base; returns the old.
 
-    Ranks may differ, target modules may not. Raises `CourseError`, the model unchanged, when paths or shapes do not fit.
+    Ranks may differ, target modules may not. Raises `CourseError`, the model unchanged, when paths
+    or shapes do not fit.
     """
     adapted = _not_merged(model, "set_adapter")
     if difference := sorted(adapted.keys() ^ state.keys()):
@@ -399,13 +365,12 @@ def set_adapter(model: nnx.Module, state: State) -> State:
         what = f"{difference[0]} is in {where}: was this adapter made with other target_modules?"
         raise CourseError(f"set_adapter: {what}")
     for path, a in adapted.items():
-        (*stack, rank, _), inputs = state[path]["lora_A"].shape, a.lora_A.shape[-1]
-        stack, outputs = a.lora_A.shape[:-2], a.lora_B.shape[-2]
+        stack, (inputs, outputs) = a.lora_A.shape[:-2], a.features
+        rank = state[path]["lora_A"].shape[-2]
         shapes = ((*stack, rank, inputs), (*stack, outputs, rank), stack)
         for name, expected in zip(("lora_A", "lora_B", "scale"), shapes):
             if (shape := state[path][name].shape) != expected:
-                what = f"expected {expected}, found {shape}: made for another base?"
-                raise CourseError(f"{path}.{name}: {what}")
+                raise unexpected(f"{path}.{name}", expected, shape, "made for another base?")
     before = adapter(model)
     for path, a in adapted.items():
         a.lora_A = nnx.LoRAParam(jnp.asarray(state[path]["lora_A"]))
@@ -415,59 +380,50 @@ def set_adapter(model: nnx.Module, state: State) -> State:
 
 
 def stacked(state: State) -> State:
-    """An adapter (from `adapter`) of unrolled layers, `layers.0.`, `layers.1.`, ..., as one for the stacked model."""
-    layers: dict[str, dict[int, dict]] = {}
+    """An adapter of unrolled layers (`layers.0.`, `layers.1.`, ...) as one for a stacked model."""
+    out, unrolled = {}, {}
     for path, arrays in state.items():
-        number = re.search(r"\blayers\.(\d+)\.", path)
-        if number is None:
-            layers[path] = {-1: arrays}
+        if number := re.search(r"\blayers\.(\d+)\.", path):
+            layers = unrolled.setdefault(path.replace(number[0], "layers."), {})
+            layers[int(number[1])] = arrays
         else:
-            stack_path = path.replace(number[0], "layers.")
-            layers.setdefault(stack_path, {})[int(number[1])] = arrays
-    # In the order of the numbers: in that of their text, layer 10 comes before layer 2.
-    return {
-        path: by_number.get(-1)
-        or {
-            name: np.stack([by_number[i][name] for i in sorted(by_number)]) for name in by_number[0]
-        }
-        for path, by_number in layers.items()
-    }
+            out[path] = arrays
+    for path, layers in unrolled.items():
+        rows = [layers[i] for i in sorted(layers)]  # as text, layer 10 would come before layer 2
+        out[path] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return out
 
 
 def add_weighted_adapter(*weighted: tuple[State, float]) -> State:
-    """The weighted sum of adapters with the same target modules, as one adapter whose rank is the sum of theirs.
+    """The weighted sum of adapters with the same target modules; its rank is the sum of theirs.
 
-    sum_i w_i s_i B_i A_i is one product: the A_i stacked on top of each other, the w_i s_i B_i side by side.
+    sum_i w_i s_i B_i A_i is one product: the A_i on top of each other, w_i s_i B_i side by side.
     """
-
-    def fail(expected: str, found: str):
-        raise CourseError(f"add_weighted_adapter: expected {expected}, found {found}")
 
     def sizes(arrays):
         return arrays["lora_A"].shape[-1], arrays["lora_B"].shape[-2], arrays["scale"].shape
 
+    where = "add_weighted_adapter"
     if not weighted:
-        fail("at least one pair (adapter, weight)", "none")
+        raise unexpected(where, "at least one pair (adapter, weight)", "none")
     first = weighted[0][0]
     for state, _ in weighted:
         if state.keys() != first.keys():
-            fail("adapters with the same target modules", "different ones")
+            raise unexpected(where, "adapters with the same target modules", "different ones")
         for path, arrays in first.items():
             if sizes(state[path]) != sizes(arrays):
-                what = f"adapters of one base (in, out, layers {sizes(arrays)})"
-                fail(what, f"{sizes(state[path])} at {path}")
-
-    def scaled_B(arrays, weight):
-        return weight * arrays["scale"][..., None, None] * arrays["lora_B"]
-
-    return {
-        path: {
-            "lora_A": np.concatenate([state[path]["lora_A"] for state, _ in weighted], axis=-2),
-            "lora_B": np.concatenate([scaled_B(state[path], w) for state, w in weighted], axis=-1),
+                expected = f"adapters of one base (in, out, layers {sizes(arrays)})"
+                raise unexpected(where, expected, f"{sizes(state[path])} at {path}")
+    out = {}
+    for path, arrays in first.items():
+        parts = [(state[path], weight) for state, weight in weighted]
+        scaled = [w * part["scale"][..., None, None] * part["lora_B"] for part, w in parts]
+        out[path] = {
+            "lora_A": np.concatenate([part["lora_A"] for part, _ in parts], axis=-2),
+            "lora_B": np.concatenate(scaled, axis=-1),
             "scale": np.ones_like(arrays["scale"]),
         }
-        for path, arrays in first.items()
-    }
+    return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -492,25 +448,19 @@ class Counts:
 
     @property
     def flops_per_token(self) -> int:
-        """What the unmerged adapter adds to one token's forward pass: a multiply-add for each of its numbers."""
+        """What it adds to a token's forward pass, unmerged: a multiply-add for each number."""
         return 2 * self.adapter
 
 
 def count(model: nnx.Module) -> Counts:
-    """Parameters of the adapter and of the base, from shapes. Layers switched off, and zero padding, count too."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    small = sum(
-        math.prod(leaf.shape)
-        for _, leaf in flat
-        if isinstance(leaf, nnx.LoRAParam) or _is_lora(leaf)
-    )
-    return Counts(adapter=small, base=sum(math.prod(leaf.shape) for _, leaf in flat) - small)
+    """Parameters of adapter and base, from shapes: what is switched off or padding counts too."""
 
+    def size(kind) -> int:
+        flat = nnx.to_flat_state(nnx.state(model, kind))
+        return sum(math.prod(leaf.shape) for _, leaf in flat)
 
-def _is_lora(
-    leaf,
-) -> bool:  # flax before 0.12 hands out VariableState, which carries the type in `type`
-    return isinstance(getattr(leaf, "type", None), type) and issubclass(leaf.type, nnx.LoRAParam)
+    small = size(nnx.LoRAParam)
+    return Counts(adapter=small, base=size(nnx.Param) - small)
 
 
 def parameters(features: tuple[int, int], rank: int) -> int:

@@ -1,15 +1,13 @@
 """Cross-entropy in chunks: the loss of a large vocabulary without an array of all its logits.
 
-Logits are the largest array of a training step: B x T x V floats, 412 MB for 8 x 256 tokens and 50,257
-words, which the backward pass reads and writes several times. But the loss of a token needs only its
-own V logits. So: take a chunk of tokens, compute their logits, loss and gradients at once, keep the
-gradients (as large as the hidden states, and the trainable part of the head), drop the logits, go on.
-Nothing is computed twice. On a CPU, chunks without a token that counts are skipped: where the loss is
-on completions alone, those may be most.
+Logits are the largest array of a training step: B x T x V floats, 412 MB for 8 x 256 tokens and
+50,257 words. But the loss of a token needs only its own V logits. So: take a chunk of tokens,
+compute their logits, loss and gradients at once, keep the gradients (as large as the hidden states,
+and the trainable part of the head), drop the logits, go on. Nothing is computed twice. On a CPU,
+chunks without a token that counts are skipped: with a loss on completions alone, perhaps most.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +18,14 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from utils.kernels import on_cpu
 from utils.sharding import all_gather, constrain
 
+Hidden = Float[Array, "B T D"]
+Targets = Int[ArrayLike, "B T"]
+Mask = Float[ArrayLike, "B T"] | None
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _summed_loss(head: Callable, skip: bool, trainable, frozen, hidden, targets, loss_mask):
-    """Sum of loss_mask * cross-entropy over chunks [chunks, B, columns, ...]; `head` makes logits."""
+def _summed_loss(head, skip, trainable, frozen, hidden, targets, loss_mask):
+    """Sum of loss_mask * cross-entropy of chunks [chunks, B, columns, ...]; `head` makes logits."""
     return _forward(head, skip, trainable, frozen, hidden, targets, loss_mask)[0]
 
 
@@ -41,8 +43,7 @@ def _forward(head, skip, trainable, frozen, hidden, targets, loss_mask):
     def step(carry, chunk):
         total, grads = carry
         if skip:
-            any_counts = (chunk[2] != 0).any()
-            loss, (g, g_hidden) = jax.lax.cond(any_counts, computed, skipped, *chunk)
+            loss, (g, g_hidden) = jax.lax.cond((chunk[2] != 0).any(), computed, skipped, *chunk)
         else:
             loss, (g, g_hidden) = computed(*chunk)
         return (total + loss, jax.tree.map(jnp.add, grads, g)), g_hidden
@@ -61,9 +62,8 @@ _summed_loss.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def _permuted(x: Float[Array, "B T D"], order: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """x[b, order[b]] for each row b. Its derivative is the inverse permutation; JAX's own would be a
-    scatter-add, one token at a time."""
+def _permuted(x: Hidden, order: Int[Array, "B T"]) -> Hidden:
+    """x[b, order[b]] of each row b. Its derivative permutes back; JAX's is a slow scatter-add."""
     return jnp.take_along_axis(x, order[..., None], axis=1)
 
 
@@ -75,23 +75,16 @@ _permuted.defvjp(lambda x, order: (_permuted(x, order), order), _permuted_backwa
 
 
 def chunked_cross_entropy(
-    head: nnx.Module,
-    hidden: Float[Array, "B T D"],
-    targets: Int[ArrayLike, "B T"],
-    loss_mask: Float[ArrayLike, "B T"] | None = None,
-    *,
-    wrt: nnx.filterlib.Filter = nnx.Param,
-    chunk_size: int = 128,
+    head, hidden: Hidden, targets: Targets, loss_mask: Mask = None, *, wrt=nnx.Param, chunk_size=128
 ) -> Float[Array, ""]:
     """Mean cross-entropy in nats per token, of the logits that `head` makes of `hidden`.
 
     `head` is a model's output layer: a linear layer, or an embedding table used as one (through its
     `attend`). `loss_mask` says how much each token counts (0: not at all); the mean is over what
     counts, and 0 where nothing does. `wrt` selects the trainable variables of the head, as in
-    `train.fit`: the others get no gradient, which saves a third of a frozen head's work. `chunk_size`
-    is about how many tokens have logits at one time, the same number of each row; on a CPU the tokens
-    that count come first. Gradients are computed in the forward pass, so use this for training; the
-    loss alone is cheaper from the plain logits.
+    `train.fit`: the others get no gradient, which saves a third of a frozen head's work. About
+    `chunk_size` tokens have logits at one time, as many of each row. Gradients are computed in the
+    forward pass, so use this for training; the loss alone is cheaper from the plain logits.
     """
     graph, trainable, frozen = nnx.split(head, wrt, ...)
 
@@ -108,9 +101,7 @@ def chunked_cross_entropy(
         targets, mask = (jnp.take_along_axis(a, order, axis=1) for a in (targets, mask))
         hidden = _permuted(hidden, order)
     B, T = targets.shape
-    columns = max(
-        1, min(chunk_size, B * T) // B
-    )  # of each row: on a mesh, each device has its rows
+    columns = max(1, min(chunk_size, B * T) // B)  # of each row: on a mesh, a device has its rows
     missing = -T % columns  # the last chunk is padded with tokens that do not count
 
     def chunks(a):  # [B, T, ...] -> [chunks, B, columns, ...]
@@ -118,7 +109,7 @@ def chunked_cross_entropy(
         return jnp.swapaxes(a.reshape(B, -1, columns, *a.shape[2:]), 0, 1)
 
     # All-gathered here, once: inside the scan, every chunk would do it again. The barrier keeps it
-    # behind the hidden states: earlier, the largest matrix would be on every device during all layers.
+    # behind the hidden states, or the largest matrix would be on every device during all layers.
     frozen, hidden = jax.lax.optimization_barrier((frozen, hidden))
     trainable, frozen = (all_gather(tree, prefix="lm_head.") for tree in (trainable, frozen))
     counted = mask.sum()

@@ -3,15 +3,14 @@
     tokens [B, T] -> embed -> L blocks -> norm -> logits [B, T, V]
     block:  x = x + attention(norm(x));   x = x + mlp(norm(x))
 
-This is GPT-2's architecture (Radford et al. 2019): learnt positions, LayerNorm before each sublayer, GELU, and an
-output layer that is the embedding table read backwards (tied). Attribute names are Hugging Face's (`q_proj`, `o_proj`,
-`up_proj`, ...), so that what you learn to point at here has the same name in Llama and Qwen2.
+GPT-2's architecture (Radford et al. 2019): learnt positions, LayerNorm before each sublayer, GELU,
+and an output layer that is the embedding table read backwards (tied). Attributes have Hugging
+Face's names (`q_proj`, `o_proj`, `up_proj`, ...), so they are the same in Llama and Qwen2. The L
+blocks are equal in shape: they are kept as ONE block whose arrays have a leading axis L, and the
+model scans over that axis (`stacked.py`), so XLA compiles one block however deep the model is.
 
-The L blocks are equal in shape, so they are kept as ONE block whose arrays have a leading axis L, and the model scans
-over that axis (`stacked.py`): XLA compiles one block however deep the model is.
-
-Axes: B batch, T tokens, S places of a cache, D hidden size, N heads, H head dimension, F intermediate size, V vocabulary,
-L layers.
+Axes: B batch, T tokens, D hidden size, N heads, H head dimension, F intermediate size, L layers,
+V vocabulary.
 """
 
 import dataclasses
@@ -21,12 +20,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from utils import CourseError, kv_cache, stacked
+from utils import kv_cache, stacked, unexpected
 from utils.attention import attention
 from utils.kv_cache import KVCache, LayerCache
 
-# Up to this many blocks are written out in the compiled program instead of being looped over: a step of two blocks with
-# D = 128 takes half as long on two cores without the loop.
+# Up to this many blocks are written out in the compiled program, not looped over: without the loop,
+# a step of two blocks with D = 128 takes half as long on two cores.
 UNROLL = 4
 
 
@@ -44,12 +43,10 @@ class Config:
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             if not isinstance(value, int) or value < 1:
-                raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
+                raise unexpected(name, "a whole number of at least 1", repr(value))
         if self.hidden_size % self.num_attention_heads:
-            raise CourseError(
-                f"hidden_size: expected a multiple of num_attention_heads ({self.num_attention_heads}), "
-                f"found {self.hidden_size}"
-            )
+            expected = f"a multiple of num_attention_heads ({self.num_attention_heads})"
+            raise unexpected("hidden_size", expected, self.hidden_size)
 
     @property
     def head_dim(self) -> int:
@@ -61,7 +58,7 @@ class Config:
         return self.num_attention_heads
 
     def count_parameters(self) -> dict[str, int]:
-        """Parameters by place, from the sizes alone: nothing is allocated. The output layer is tied: it costs none."""
+        """Parameters by place, without allocating any. The output layer is tied: it costs none."""
         D, L = self.hidden_size, self.num_hidden_layers
         counts = {
             "embed_tokens": self.vocab_size * D,
@@ -73,40 +70,33 @@ class Config:
         return counts | {"total": sum(counts.values())}
 
     def flops_per_token(self, seq_len: int | None = None) -> int:
-        """Floating-point operations of one forward pass, per token, in matrix products (a multiply-add is two).
+        """Operations of one forward pass, per token, in matrix products (a multiply-add is two).
 
-        Training costs three times this: one forward, and two products backward for each forward one. Attention is
-        counted as written out, over the whole T x T square (half of it is masked away).
+        Training costs three times this: a product forward has two backward. Attention is counted
+        over the whole T x T square, although half of it is masked away.
         """
         counts = self.count_parameters()
-        scores = (
-            self.num_hidden_layers
-            * 2
-            * (seq_len or self.max_position_embeddings)
-            * self.hidden_size
-        )
+        T = seq_len or self.max_position_embeddings
+        scores = 2 * self.num_hidden_layers * T * self.hidden_size
         return 2 * (counts["attention"] + counts["mlp"] + counts["embed_tokens"] + scores)
 
 
 class Attention(nnx.Module):
-    """Causal self-attention: each token takes a weighted average of the values of the tokens up to itself."""
+    """Causal: each token takes a weighted average of the values of the tokens up to itself."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        D = config.hidden_size
+        D, small = config.hidden_size, _residual_init(config)
         self.num_heads = config.num_attention_heads
-        small = _residual_init(config)
         self.q_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.k_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.v_proj = nnx.Linear(D, D, use_bias=False, dtype=dtype, rngs=rngs)
         self.o_proj = nnx.Linear(D, D, use_bias=False, kernel_init=small, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None = None, positions=None):
-        """(y [B, T, D], the updated cache; without a cache the keys and values [B, T, N, H] that one would hold)."""
+        """(y [B, T, D], the updated cache; without one the keys and values [B, T, N, H] for it)."""
         B, T, D = x.shape
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (
-            proj(x).reshape(B, T, self.num_heads, D // self.num_heads) for proj in projections
-        )
+        heads = B, T, self.num_heads, D // self.num_heads
+        q, k, v = (proj(x).reshape(heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if cache is None:
             return self.o_proj(attention(q, k, v).reshape(B, T, D)), (k, v)
         cache = cache.update(k, v, positions)
@@ -127,7 +117,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One transformer block: each sublayer reads a normalised copy of x and adds its answer to x."""
+    """Each of the two sublayers reads a normalised copy of x and adds its answer to x."""
 
     def __init__(self, config: Config, *, dtype=jnp.float32, rngs: nnx.Rngs):
         D = config.hidden_size
@@ -137,14 +127,14 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"], cache: LayerCache | None = None, positions=None):
-        """(x [B, T, D], keys and values): the other inputs and the second output are `Attention`'s."""
+        """(x [B, T, D], keys and values): but for x, inputs and outputs are `Attention`'s."""
         y, kept = self.self_attn(self.input_layernorm(x), cache, positions)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), kept
 
 
 class MiniGPT(nnx.Module):
-    """tokens [B, T] int32 -> logits [B, T, V] float32; T is at most `config.max_position_embeddings`.
+    """tokens [B, T] int32 -> logits [B, T, V] float32, T at most `config.max_position_embeddings`.
 
     Weights are float32; `dtype` is that of the computation.
     """
@@ -164,28 +154,23 @@ class MiniGPT(nnx.Module):
         self.norm = nnx.LayerNorm(D, use_bias=False, dtype=dtype, rngs=rngs)
 
     def hidden(self, tokens: Int[ArrayLike, "B T"], positions=None, cache: KVCache | None = None):
-        """Everything but the output layer: (hidden states [B, T, D], the cache when one was given)."""
-        c = self.config
-        if tokens.shape[1] > c.max_position_embeddings:
-            raise CourseError(
-                f"tokens: expected at most {c.max_position_embeddings} a row (the model's context), found "
-                f"{tokens.shape[1]}: shorten the text, or train a model with a longer context"
-            )
-        where = (
-            jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-            if positions is None
-            else positions
-        )
-        x = self.embed_tokens(tokens) + self.embed_positions(where)
-        if cache is not None and positions is not None:
-            x, cache = stacked.decode(
-                self.layers, x, lambda block, x, kv: block(x, kv, positions), cache
-            )
-        else:
+        """All but the output layer: (hidden states [B, T, D], the updated cache or None)."""
+        c, length = self.config, tokens.shape[1]
+        if length > c.max_position_embeddings:
+            expected = f"at most {c.max_position_embeddings} a row (the model's context)"
+            fix = "shorten the text, or train a model with a longer context"
+            raise unexpected("tokens", expected, length, fix)
+        at = jnp.broadcast_to(jnp.arange(length), tokens.shape) if positions is None else positions
+        x = self.embed_tokens(tokens) + self.embed_positions(at)
+
+        def call(block, x, layer_cache=None):
+            return block(x, layer_cache, positions)
+
+        if cache is None or positions is None:
             unroll = min(UNROLL, c.num_hidden_layers)
-            x, cache = stacked.forward(
-                self.layers, x, lambda block, x: block(x), c, cache=cache, unroll=unroll
-            )
+            x, cache = stacked.forward(self.layers, x, call, c, cache=cache, unroll=unroll)
+        else:
+            x, cache = stacked.decode(self.layers, x, call, cache)
         return self.norm(x), cache
 
     def __call__(self, tokens: Int[ArrayLike, "B T"], positions=None, cache: KVCache | None = None):
@@ -198,11 +183,11 @@ class MiniGPT(nnx.Module):
         return self.embed_tokens.attend(x).astype(jnp.float32)
 
     def new_cache(self, batch_size: int, cache_length: int | None = None) -> KVCache:
-        """An empty KV cache for `batch_size` rows of `cache_length` tokens (the whole context by default)."""
+        """An empty KV cache for `batch_size` rows of `cache_length` tokens (or a whole context)."""
         length = cache_length or self.config.max_position_embeddings
         return kv_cache.new_cache(self.config, batch_size, length, self.dtype)
 
 
 def _residual_init(config: Config):
-    """What 2 L sublayers add to the residual stream should stay small: GPT-2 shrinks it by sqrt(2 L)."""
+    """2 L sublayers add to one stream: GPT-2 starts each smaller by sqrt(2 L), or it would grow."""
     return nnx.initializers.normal(0.04 / math.sqrt(2 * config.num_hidden_layers))

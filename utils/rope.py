@@ -27,12 +27,10 @@ def frequencies(config) -> Float[Array, "half"]:
     half = config.head_dim // 2
     freqs = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if s := config.rope_scaling:
-        turns = (
-            s.original_max_position_embeddings * freqs / (2 * math.pi)
-        )  # full turns within the original length
-        keep = jnp.clip(
-            (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1
-        )
+        # full turns of each pair within the original length
+        turns = s.original_max_position_embeddings * freqs / (2 * math.pi)
+        keep = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+        keep = jnp.clip(keep, 0, 1)
         freqs = freqs * (keep + (1 - keep) / s.factor)
     return freqs
 

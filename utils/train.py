@@ -5,12 +5,11 @@ for LoRA) and the frozen rest. One step is then a pure function
 
     (trainable, opt_state), batch  ->  (trainable, opt_state), loss
 
-under `jax.jit`. Trainable variables and optimiser state are donated, so XLA updates them in place. The
-frozen ones are an argument that is never differentiated: they cost no gradient and no optimiser state.
+under `jax.jit`. Trainable variables and optimiser state are donated: XLA updates them in place. The
+frozen ones are an argument that is never differentiated, without gradient and optimiser state.
 
-`fit` adds what a run needs around the step: a progress bar, metrics, evaluation, checkpoints that
-survive a kill, a deadline. A run that is killed and started again with the same arguments continues
-from its last complete checkpoint, and ends with the same bits as one that was never killed.
+`fit` adds what a run needs around the step. A run that is killed and started again with the same
+arguments continues from its last complete checkpoint, and ends with the bits of an undisturbed one.
 """
 
 import contextlib
@@ -34,7 +33,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from utils import CourseError, checkpoints, sharding
+from utils import CourseError, checkpoints, sharding, unexpected
 from utils.checkpoints import Store
 
 logger = logging.getLogger(__name__)
@@ -92,11 +91,10 @@ def optimizer(
 def make_step(graph, loss_fn: Callable, tx, gradient_accumulation_steps: int = 1):
     """The compiled step: (carry, frozen, batch, key) -> (carry, loss, gradient norm), carry donated.
 
-    carry = (trainable, opt_state, healthy). Once a loss or gradient is not finite, `healthy` is false,
-    and from there on no step changes anything: whenever the host looks, the weights are those from
-    before the bad batch. With `gradient_accumulation_steps` > 1 the batch's arrays are [steps, B, ...]
-    (`device_put_batch` cuts them so): the gradients of that many small batches are added before the one
-    update, which is that of the large batch in the memory of a small one.
+    carry = (trainable, opt_state, healthy). Once a loss or gradient is not finite, `healthy` is false
+    and no later step changes anything: the weights stay those from before the bad batch. With
+    `gradient_accumulation_steps` > 1 the batch's arrays are [steps, B, ...] (`device_put_batch`): the
+    gradients of so many small batches make one update, that of the large batch in a small one's memory.
     """
 
     def step(carry, frozen, batch, key):
@@ -122,8 +120,8 @@ def make_step(graph, loss_fn: Callable, tx, gradient_accumulation_steps: int = 1
 def _accumulated(grad: Callable, trainable, batches, key):
     """(loss, gradients) of several small batches, as of all their tokens at once.
 
-    Each small batch's mean is weighted by the tokens that count in it (its `loss_mask`, else all of
-    them): in a plain average, tokens of a batch with few completion tokens would weigh more.
+    Each mean is weighted by its tokens in `loss_mask` (equally without one): in a plain average,
+    those of a batch with few would weigh more.
     """
 
     def add(total, numbered):
@@ -140,15 +138,12 @@ def _accumulated(grad: Callable, trainable, batches, key):
 
 
 def device_put_batch(batch, gradient_accumulation_steps: int = 1, mesh: Mesh | None = None):
-    """A host's batch, cut into so many small ones and, on a mesh, its rows split over fsdp.
-
-    Raises `CourseError` when the rows do not divide.
-    """
+    """A host's batch cut into small ones, split over a mesh; `CourseError` if rows do not divide."""
     steps = gradient_accumulation_steps
     if steps > 1:
         if (rows := len(jax.tree.leaves(batch)[0])) % steps:
-            what = f"expected a divisor of the batch's {rows} rows, found {steps}"
-            raise CourseError(f"gradient_accumulation_steps: {what}")
+            expected = f"a divisor of the batch's {rows} rows"
+            raise unexpected("gradient_accumulation_steps", expected, steps)
         batch = jax.tree.map(lambda x: np.asarray(x).reshape(steps, -1, *x.shape[1:]), batch)
     return batch if mesh is None else sharding.shard_batch(batch, mesh, axis=int(steps > 1))
 
@@ -168,19 +163,17 @@ def fit(
     """Train `model` in place for `steps` steps, or until `max_seconds` of wall clock are over.
 
     `batches` yields dicts of arrays; `loss_fn(model, batch, key)` is a scalar. `evaluate(model)` is
-    called every `evaluate_every` steps and at the end. With a `directory`, a checkpoint is written every
-    `save_every` steps, when `save_seconds` have passed since the last one, and at the end, and a run in
-    that folder is continued: then `batches` needs `get_state` and `set_state`, as grain's iterators
-    have them. On a `mesh` the model must be sharded over it, and batches are split over its fsdp axis;
-    with several processes each passes its own rows, all stop at the same step, and only the first
-    shows progress and calls `report(history)`, whenever the history has grown.
+    called every `evaluate_every` steps and at the end; `report(history)` whenever the history has grown.
+    With a `directory`, a checkpoint is written every `save_every` steps, `save_seconds` after the last
+    one, and at the end, and a run in that folder is continued: `batches` then needs `get_state` and
+    `set_state`, as grain's iterators have them. On a `mesh` the model must be sharded over it. Several
+    processes pass their own rows each and stop at one step; the first shows progress and reports.
 
     Ctrl-C and SIGTERM finish the step under way, save, and return; a second Ctrl-C stops at once. Raises
-    `NonFiniteLoss`, which names the batch. However `fit` ends, the model's arrays are valid: the newest
-    there can be.
+    `NonFiniteLoss`, naming the batch. However `fit` ends, the model has the newest valid arrays.
     """
     if steps < 1:
-        raise CourseError(f"steps: expected at least 1, found {steps}")
+        raise unexpected("steps", "at least 1", steps)
     graph, trainable, frozen = nnx.split(model, wrt, ...)
     if not jax.tree.leaves(trainable):
         what = f"selects no variable of {type(model).__name__}: nothing would be trained"
@@ -193,6 +186,9 @@ def fit(
     elif len(devices := jax.tree.leaves(trainable)[0].devices()) == 1:
         # Committed to its device, as a loaded base is: or the second step would compile again.
         carry = jax.device_put(carry, *devices)
+    save_every, evaluate_every = save_every or np.inf, evaluate_every or np.inf
+    save_seconds = np.inf if save_seconds is None else save_seconds
+    max_seconds = np.inf if max_seconds is None else max_seconds
     history, start, store = History(), 0, None
     if directory is not None:
         store = Store(directory, fingerprint=_fingerprint(model, carry, seed, steps))
@@ -213,37 +209,32 @@ def fit(
 
     in_mesh = contextlib.nullcontext if mesh is None else functools.partial(jax.set_mesh, mesh)
     begun = saved_at = time.perf_counter()
-    pending, clock, saved = [], None, start
+    pending, timed, saved = [], -1, start  # the first step compiles, and is not timed
     bar = progress_bar(steps, "step", initial=start, shown=progress and first_process)
     try:
         with _Signals() as signals, in_mesh():
             for done in range(start + 1, steps + 1):
                 batch = next(batches, None)
                 if batch is None:
-                    raise CourseError(
-                        f"batches: ended after {done - 1 - start} of {steps - start} batches: give an "
-                        "endless iterator (packing.batches is one), or fewer steps"
-                    )
+                    what = f"ended after {done - 1 - start} of {steps - start} batches"
+                    fix = "give an endless iterator (packing.batches is one), or fewer steps"
+                    raise CourseError(f"batches: {what}: {fix}")
                 batch = device_put_batch(batch, gradient_accumulation_steps, mesh)
                 carry, loss, norm = step_fn(carry, frozen, batch, jax.random.fold_in(key, done - 1))
                 pending.append((loss, norm))
-                if clock is None:  # the first step compiles: the clock starts after it
+                timed += 1
+                if timed == 0:
                     loss.block_until_ready()
-                    clock, timed = time.perf_counter(), 0
-                else:
-                    timed += 1
+                    clock = time.perf_counter()
 
                 now, logging_step = time.perf_counter(), done % log_every == 0
-                late = max_seconds is not None and now - begun > max_seconds
-                due = save_seconds is not None and now - saved_at > save_seconds
+                late, due = now - begun > max_seconds, now - saved_at > save_seconds
                 caught, late, due = _agreed(signals.caught, late, due, waits=logging_step)
                 if done < steps and (caught or late):
                     history.stopped = "interrupted" if caught else "deadline"
                 last = done == steps or history.stopped != "finished"
-                saving = last or due or (save_every and done % save_every == 0)
-                saving = saving and store is not None
-                evaluating = last or (evaluate_every and done % evaluate_every == 0)
-                evaluating = evaluating and evaluate is not None
+                saving = store is not None and (last or due or done % save_every == 0)
+                evaluating = evaluate is not None and (last or done % evaluate_every == 0)
                 if not (last or saving or evaluating or logging_step):
                     continue
 
@@ -297,8 +288,7 @@ def progress_bar(total: int, unit: str, *, initial: int = 0, shown: bool = True)
 def _agreed(*flags: bool, waits: bool) -> tuple[bool, ...]:
     """Each flag, true if it is so in any process: all must stop, and save, at the same step.
 
-    Asking the others waits for the device, so it is done at steps where the loop `waits` in any case;
-    at the others, of several processes, all flags are false.
+    Asking the others waits for the device. Where the loop would not wait, all are false instead.
     """
     if jax.process_count() == 1:
         return flags
@@ -319,10 +309,7 @@ def _non_finite(losses, norms, first_step: int, store: Store | None) -> NonFinit
 
 
 def _fingerprint(model, carry, seed: int, steps: int) -> dict:
-    """What must agree for a run to continue: names and shapes of the carry, config, seed and length.
-
-    The config too, as shapes do not tell everything: 2 heads of 64 have the arrays of 4 heads of 32.
-    """
+    """What must agree for a run to continue. Shapes do not tell 2 heads of 64 from 4 of 32."""
     leaves = checkpoints.by_path(carry).items()
     arrays = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in leaves}
     config = repr(getattr(model, "config", None))

@@ -3,15 +3,15 @@
     tokens [B, T] -> embed_tokens -> L blocks -> norm -> lm_head -> logits [B, T, V]
     block:  x = x + self_attn(input_layernorm(x));   x = x + mlp(post_attention_layernorm(x))
 
-The swaps: RMSNorm for LayerNorm, rotary positions (`rope.py`) for learnt ones, fewer key/value heads than query heads
-(`attention.py`), and SwiGLU for GELU. Qwen2 is Llama with biases on q, k and v. DeepSeek-R1-Distill, SmolLM2, Qwen2.5
-and DeepSeek-Math are all of this family; `hf.config.read` reads their `config.json`.
+The swaps: RMSNorm for LayerNorm, rotary positions (`rope.py`) for learnt ones, fewer key/value
+heads than query heads (`attention.py`), and SwiGLU for GELU. Qwen2 is Llama with biases on q, k and
+v. DeepSeek-R1-Distill, SmolLM2, Qwen2.5 and DeepSeek-Math are of this family.
 
 Every attribute path is a tensor's name on the hub: `model.layers.self_attn.q_proj.weight` here is
-`model.layers.{i}.self_attn.q_proj.weight` there, with the layers stacked along a leading axis L (`stacked.py`). Weights
-keep Hugging Face's orientation, (out, in): nothing is ever transposed.
+`model.layers.{i}.self_attn.q_proj.weight` there, with the layers stacked along a leading axis L
+(`stacked.py`). Weights keep Hugging Face's orientation, (out, in): nothing is ever transposed.
 
-Axes: B batch, T tokens, S places of a cache, D hidden size, N query heads, K key/value heads, H head dimension,
+Axes: B batch, T tokens, D hidden size, N query heads, K key/value heads, H head dimension,
 F intermediate size, V vocabulary, L layers.
 """
 
@@ -22,12 +22,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from utils import CourseError, kernels, kv_cache, rope, stacked
+from utils import kernels, kv_cache, rope, stacked, unexpected
 from utils.attention import attention
-from utils.kv_cache import KVCache, LayerCache
+from utils.kv_cache import KVCache
 from utils.sharding import constrain
 
 Tokens = Int[ArrayLike, "B T"]
+Vectors = Float[Array, "*batch D"]
+Hidden = Float[Array, "B T D"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Config:
         return counts | {"total": sum(counts.values())}
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Floating-point operations in matrix products of one forward pass, per token (a multiply-add is two).
+        """Operations of one forward pass, per token, in matrix products (a multiply-add is two).
 
-        Attention is counted as written out, over the whole T x T square of a row of `seq_len` tokens.
+        Attention is counted over the whole T x T square of a row of `seq_len` tokens.
         """
         counts = self.count_parameters()
         weights = counts["attention"] + counts["mlp"] + self.vocab_size * self.hidden_size
@@ -86,9 +88,7 @@ class Config:
 class Linear(nnx.Module):
     """y = W x (+ b) with W [out, in], the way Hugging Face and PyTorch store it."""
 
-    def __init__(
-        self, inputs: int, outputs: int, *, bias=False, param_dtype=jnp.float32, rngs: nnx.Rngs
-    ):
+    def __init__(self, inputs: int, outputs: int, *, bias=False, param_dtype=jnp.float32, rngs):
         normal = jax.random.normal(rngs.params(), (outputs, inputs), param_dtype)
         self.weight = nnx.Param(0.02 * normal)
         if bias:
@@ -102,26 +102,21 @@ class Linear(nnx.Module):
 class Embed(nnx.Module):
     """A table [V, D]: looked up by token id, and read backwards as a tied output layer."""
 
-    def __init__(
-        self, vocab_size: int, hidden_size: int, *, param_dtype=jnp.float32, rngs: nnx.Rngs
-    ):
-        self.weight = nnx.Param(
-            0.02 * jax.random.normal(rngs.params(), (vocab_size, hidden_size), param_dtype)
-        )
+    def __init__(self, vocab_size: int, hidden_size: int, *, param_dtype=jnp.float32, rngs):
+        normal = jax.random.normal(rngs.params(), (vocab_size, hidden_size), param_dtype)
+        self.weight = nnx.Param(0.02 * normal)
 
-    def __call__(self, tokens: Tokens) -> Float[Array, "B T D"]:
-        # On a mesh each device looks up its own rows of the batch, in a table that is replicated along D.
+    def __call__(self, tokens: Tokens) -> Hidden:
+        # On a mesh each device looks up its own rows of the batch, in a table replicated along D.
         return constrain(constrain(self.weight[...], "tp", None)[tokens], "fsdp", None, None)
 
-    def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+    def attend(self, x: Vectors) -> Float[Array, "*batch V"]:
         """The table as output layer."""
         return kernels.linear(x, self.weight[...])
 
 
-def rms_norm(
-    x: Float[Array, "*batch D"], weight: Float[Array, "D"], eps: float
-) -> Float[Array, "*batch D"]:
-    """x over its root mean square, times a learnt weight (Zhang and Sennrich 2019). In float32, returned in x's dtype."""
+def rms_norm(x: Vectors, weight: Float[Array, "D"], eps: float) -> Vectors:
+    """x over its root mean square, in float32, times a learnt weight (Zhang and Sennrich 2019)."""
     x32 = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return weight.astype(x.dtype) * (x32 * scale).astype(x.dtype)
@@ -134,7 +129,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
         self.weight = nnx.Param(jnp.ones(hidden_size, param_dtype))
 
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    def __call__(self, x: Vectors) -> Vectors:
         return rms_norm(x, self.weight[...], self.eps)
 
 
@@ -142,22 +137,20 @@ class Attention(nnx.Module):
     """Causal self-attention with rotary positions and shared key/value heads."""
 
     def __init__(self, config: Config, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
-        c, options = config, dict(param_dtype=param_dtype, rngs=rngs)
+        c, D, options = config, config.hidden_size, dict(param_dtype=param_dtype, rngs=rngs)
         q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
         self.head_dim, self.param_dtype = c.head_dim, param_dtype
-        self.q_proj = Linear(c.hidden_size, q, bias=c.attention_bias, **options)
-        self.k_proj = Linear(c.hidden_size, kv, bias=c.attention_bias, **options)
-        self.v_proj = Linear(c.hidden_size, kv, bias=c.attention_bias, **options)
-        self.o_proj = Linear(q, c.hidden_size, bias=c.o_proj_bias, **options)
+        self.q_proj = Linear(D, q, bias=c.attention_bias, **options)
+        self.k_proj = Linear(D, kv, bias=c.attention_bias, **options)
+        self.v_proj = Linear(D, kv, bias=c.attention_bias, **options)
+        self.o_proj = Linear(q, D, bias=c.o_proj_bias, **options)
 
-    def project(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T _"]]:
+    def project(self, x: Hidden) -> list[Float[Array, "B T _"]]:
         """q [B, T, N * H], k and v [B, T, K * H]."""
         return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
 
-    def __call__(
-        self, x, cos, sin, segment_ids=None, positions=None, cache: LayerCache | None = None
-    ):
-        """x [B, T, D] -> (y [B, T, D], the updated cache; without one, the keys and values [B, T, K, H] for it)."""
+    def __call__(self, x, cos, sin, segment_ids=None, positions=None, cache=None):
+        """(y [B, T, D], the updated cache; without one the keys and values [B, T, K, H] for it)."""
         B, T, _ = x.shape
         heads = [y.reshape(B, T, -1, self.head_dim) for y in self.project(x)]
         q, k, v = (constrain(y, "fsdp", None, "tp", None) for y in heads)
@@ -173,7 +166,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """SwiGLU (Shazeer 2020): the gate decides, feature by feature, how much of `up` goes on to `down`."""
+    """SwiGLU (Shazeer 2020): a gate decides, for each feature, how much of `up` goes to `down`."""
 
     def __init__(self, config: Config, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
@@ -182,15 +175,15 @@ class MLP(nnx.Module):
         self.up_proj = Linear(D, F, **options)
         self.down_proj = Linear(F, D, **options)
 
-    def gated(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
+    def gated(self, x: Hidden) -> Float[Array, "B T F"]:
         return jax.nn.silu(self.gate_proj(x)) * self.up_proj(x)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Hidden) -> Hidden:
         return self.down_proj(constrain(self.gated(x), "fsdp", None, "tp"))
 
 
 class Block(nnx.Module):
-    """One transformer block: each sublayer reads a normalised copy of x and adds its answer to x."""
+    """Each of the two sublayers reads a normalised copy of x and adds its answer to x."""
 
     def __init__(self, config: Config, *, param_dtype=jnp.float32, rngs: nnx.Rngs):
         D, eps = config.hidden_size, config.rms_norm_eps
@@ -199,8 +192,8 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(D, eps, param_dtype=param_dtype)
         self.mlp = MLP(config, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], *inputs):
-        """(x [B, T, D], keys and values): the other inputs and the second output are `Attention`'s."""
+    def __call__(self, x: Hidden, *inputs):
+        """(x [B, T, D], keys and values): but for x, inputs and outputs are `Attention`'s."""
         y, kept = self.self_attn(self.input_layernorm(x), *inputs)
         x = constrain(x + y, "fsdp", None, None)
         return constrain(x + self.mlp(self.post_attention_layernorm(x)), "fsdp", None, None), kept
@@ -211,57 +204,48 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: Config, *, param_dtype, dtype, rngs: nnx.Rngs):
         self.config, self.param_dtype, self.dtype = config, param_dtype, dtype
-        self.embed_tokens = Embed(
-            config.vocab_size, config.hidden_size, param_dtype=param_dtype, rngs=rngs
-        )
+        V, D = config.vocab_size, config.hidden_size
+        self.embed_tokens = Embed(V, D, param_dtype=param_dtype, rngs=rngs)
 
         def make(rngs: nnx.Rngs) -> Block:
             return Block(config, param_dtype=param_dtype, rngs=rngs)
 
         self.layers = stacked.stack(make, config.num_hidden_layers, rngs)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, param_dtype=param_dtype)
+        self.norm = RMSNorm(D, config.rms_norm_eps, param_dtype=param_dtype)
         self.gradient_checkpointing = False  # see `stacked.forward`
 
     def __call__(
-        self,
-        tokens: Tokens,
-        positions=None,
-        cache=None,
-        segment_ids=None,
-        output_hidden_states=False,
+        self, tokens, positions=None, cache=None, segment_ids=None, output_hidden_states=False
     ):
-        """(hidden states [B, T, D], the updated cache, or with `output_hidden_states` those of every layer)."""
-        # Constants, or behind a barrier: else XLA fuses the cosine into its uses and computes it again in every layer.
+        """(hidden states [B, T, D], the updated cache, or every layer's states if asked for)."""
+        # Constants, or behind a barrier: else XLA computes the cosine again in every layer.
         if positions is None:
             with jax.ensure_compile_time_eval():
                 cos, sin = rope.rope_tables(jnp.arange(tokens.shape[1])[None], self.config)
         else:
             cos, sin = jax.lax.optimization_barrier(rope.rope_tables(positions, self.config))
         x = self.embed_tokens(tokens).astype(self.dtype)
-        if cache is not None and positions is not None:
-            inputs = cos, sin, None, positions
-            x, cache = stacked.decode(
-                self.layers, x, lambda block, x, kv: block(x, *inputs, kv), cache
-            )
+        decoding = cache is not None and positions is not None
+        inputs = (None, positions) if decoding else (segment_ids, None)
+
+        def call(block, x, layer_cache=None):
+            return block(x, cos, sin, *inputs, layer_cache)
+
+        if decoding:
+            x, cache = stacked.decode(self.layers, x, call, cache)
             return self.norm(x), cache
-        x, outputs = stacked.forward(
-            self.layers,
-            x,
-            lambda block, x: block(x, cos, sin, segment_ids),
-            self.config,
-            cache=cache,
-            output_hidden_states=output_hidden_states,
-            gradient_checkpointing=self.gradient_checkpointing,
-            unroll=kernels.scan_unroll(self.config.num_hidden_layers, self.param_dtype),
-        )
+        unroll = kernels.scan_unroll(self.config.num_hidden_layers, self.param_dtype)
+        options = dict(unroll=unroll, gradient_checkpointing=self.gradient_checkpointing)
+        options |= dict(cache=cache, output_hidden_states=output_hidden_states)
+        x, outputs = stacked.forward(self.layers, x, call, self.config, **options)
         return self.norm(x), outputs
 
 
 class Transformer(nnx.Module):
-    """tokens [B, T] int32 -> logits [B, T, V] float32, randomly initialised; with real weights: `hf.weights.load`.
+    """tokens [B, T] int32 -> logits [B, T, V] float32; `hf.weights.load` makes one of real weights.
 
-    `param_dtype` is the weights', in which matrix products multiply; `dtype` is the activations' (by default what is
-    quickest beside such weights, `kernels.activation_dtype`).
+    `param_dtype` is the weights', in which matrix products multiply; `dtype` is that of activations
+    and KV caches (by default what is quickest beside such weights, `kernels.activation_dtype`).
     """
 
     def __init__(self, config: Config, *, param_dtype=jnp.float32, dtype=None, rngs: nnx.Rngs):
@@ -269,18 +253,15 @@ class Transformer(nnx.Module):
         dtype = kernels.activation_dtype(param_dtype) if dtype is None else jnp.dtype(dtype)
         self.model = Decoder(config, param_dtype=jnp.dtype(param_dtype), dtype=dtype, rngs=rngs)
         if not config.tie_word_embeddings:
-            self.lm_head = Linear(
-                config.hidden_size, config.vocab_size, param_dtype=param_dtype, rngs=rngs
-            )
+            D, V = config.hidden_size, config.vocab_size
+            self.lm_head = Linear(D, V, param_dtype=param_dtype, rngs=rngs)
 
     @property
     def param_dtype(self) -> jnp.dtype:
-        """The dtype of the weights."""
         return self.model.param_dtype
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of activations and of a KV cache."""
         return self.model.dtype
 
     @property
@@ -288,23 +269,21 @@ class Transformer(nnx.Module):
         """The output layer: `lm_head`, or the embedding table where they are tied."""
         return self.model.embed_tokens if self.config.tie_word_embeddings else self.lm_head
 
-    def hidden(
-        self, tokens: Tokens, positions=None, cache: KVCache | None = None, segment_ids=None
-    ):
+    def hidden(self, tokens: Tokens, positions=None, cache=None, segment_ids=None):
         """(hidden states [B, T, D], cache).
 
-        Without a cache: `segment_ids` [B, T] keeps packed sequences apart; positions need not restart in each, as RoPE
-        sees their differences alone. With one: no positions means "a prompt, from position 0 on"; with positions [B, T]
-        the tokens see the cache up to their own. Raises `CourseError` for more tokens than the model's context.
+        Without a cache: `segment_ids` [B, T] keeps packed sequences apart; positions need not
+        restart in each, as RoPE sees their differences alone. With one: no positions means "a
+        prompt, from position 0 on"; with positions [B, T] the tokens see the cache up to their own.
+        Raises `CourseError` for more tokens than the model's context.
         """
-        if tokens.shape[1] > self.config.max_position_embeddings:
-            raise CourseError(
-                f"tokens: expected at most {self.config.max_position_embeddings} a row (the model's context), "
-                f"found {tokens.shape[1]}: shorten the text"
-            )
+        length, most = tokens.shape[1], self.config.max_position_embeddings
+        if length > most:
+            expected = f"at most {most} a row (the model's context)"
+            raise unexpected("tokens", expected, length, "shorten the text")
         return self.model(tokens, positions, cache, segment_ids)
 
-    def logits(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+    def logits(self, x: Vectors) -> Float[Array, "*batch V"]:
         """The output layer, in float32."""
         head = self.head.attend if self.config.tie_word_embeddings else self.lm_head
         return head(x).astype(jnp.float32)
@@ -315,7 +294,7 @@ class Transformer(nnx.Module):
         return self.logits(x) if cache is None else (self.logits(x), cache)
 
     def hidden_states(self, tokens: Tokens) -> Float[Array, "_ B T D"]:
-        """What transformers calls `output_hidden_states`: the embedding, then x after each block, the last normalised."""
+        """As in transformers: the embedding, then x after each block, the last one normalised."""
         last, states = self.model(tokens, output_hidden_states=True)
         embedded = self.model.embed_tokens(tokens).astype(states.dtype)
         return jnp.concatenate([embedded[None], states[:-1], last[None]])

@@ -1,7 +1,7 @@
 """Data for the widgets, made while the site is built.
 
 The tokenizer widget must give exactly the ids that Python gives. Two things decide them: the merges
-(the kept file `utils/data/assets/stories2048.tiktoken`) and what counts as a letter, a number or
+(the kept file `utils/course/assets/stories2048.tiktoken`) and what counts as a letter, a number or
 white space. Browsers differ in the last, by their Unicode version, so both are written here from
 the installed tiktoken: the page holds no second copy kept by hand. Numbers that a tool measured lie
 beside the scripts as JSON (`port-detective.json`), and are written as `port-detective-data.js`.
@@ -80,7 +80,7 @@ def write_data(app: Sphinx, exception: Exception | None) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted((Path(app.srcdir) / "book" / "_static" / "widgets").glob("*.json")):
         write_script(target, f"{file.stem}-data", json.loads(file.read_text("utf8")))
-    source = Path(app.srcdir) / "utils" / "data" / "assets" / f"{NAME}.tiktoken"
+    source = Path(app.srcdir) / "utils" / "course" / "assets" / f"{NAME}.tiktoken"
     if not source.is_file():
         return
     write_script(target, NAME, tokenizer_data(source))

@@ -9,7 +9,7 @@ from conftest import bench_page, opened
 
 from tests.helpers.plans import ROWS, config, recording, sizes
 from utils import CourseError, sharding
-from utils.commands import plan
+from utils.course import estimate
 
 pytestmark = pytest.mark.browser
 
@@ -29,11 +29,11 @@ REFUSAL = "([model, asked]) => Course.meshPlanner.refusal(Course.meshPlanner.MOD
 
 
 def test_every_recorded_plan(page):
-    """The same terms as `plan.estimate`, and within 15% of what the compiler said."""
+    """The same terms as `estimate.bytes_per_chip`, and within 15% of what the compiler said."""
     assert len(ROWS) >= 10
     for row in ROWS:
         found = page.evaluate(ESTIMATE, [row["setting"]["model"], sizes(row)])
-        assert found == plan.estimate(config(row), **sizes(row)), row["setting"]
+        assert found == estimate.bytes_per_chip(config(row), **sizes(row)), row["setting"]
         assert sum(found.values()) == pytest.approx(row["bytes_per_chip"]["peak"], rel=0.15), row[
             "setting"
         ]
@@ -57,7 +57,7 @@ def test_sizes_are_those_of_the_recording(page):
                 gradient_checkpointing=fsdp > 2,
             )
             try:
-                expected = plan.estimate(config, **options)
+                expected = estimate.bytes_per_chip(config, **options)
             except CourseError as refused:
                 said = page.evaluate(REFUSAL, [name, options])
                 assert said and str(refused).startswith(said), (name, options)
@@ -74,14 +74,14 @@ def test_by_keyboard(page):
     """Tab to a box and type; the verdict, the terms and the refusal follow."""
     root = page.locator(".widget-mesh-planner")
     r1 = config(next(row for row in ROWS if row["setting"]["model"].endswith("Qwen-1.5B")))
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(
+    assert json.loads(root.get_attribute("data-terms")) == estimate.bytes_per_chip(
         r1, batch_size=16, seq_len=2048, fsdp=8
     )
     assert root.locator(".planner-verdict").inner_text().startswith("Fits: ")
     chips = root.locator("[data-choice=slice]")
     chips.focus()
     page.keyboard.press("ArrowUp")  # v5e-4
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(
+    assert json.loads(root.get_attribute("data-terms")) == estimate.bytes_per_chip(
         r1, batch_size=16, seq_len=2048, fsdp=4
     )
     page.keyboard.press("ArrowUp")  # v5e-1
@@ -92,7 +92,7 @@ def test_by_keyboard(page):
     assert root.locator(".planner-limit").is_visible()
     root.locator("[data-choice=gradient_checkpointing]").focus()
     page.keyboard.press("Space")
-    assert json.loads(root.get_attribute("data-terms")) == plan.estimate(
+    assert json.loads(root.get_attribute("data-terms")) == estimate.bytes_per_chip(
         r1, batch_size=128, seq_len=2048, gradient_checkpointing=False
     )
 

@@ -32,6 +32,7 @@ jax.config.update('jax_platforms', 'cpu'); jax.config.update('jax_num_cpu_device
 from jax.sharding import NamedSharding, PartitionSpec as P
 from tools import sharding_cases as cases
 from utils import sharding
+from utils.course import plot
 found = []
 for fsdp, tp in cases.MESHES:
     mesh = sharding.make_mesh(fsdp=fsdp, tp=tp)
@@ -39,7 +40,7 @@ for fsdp, tp in cases.MESHES:
         place = NamedSharding(mesh, P(*(cases.NAMES[letter] for letter in spec)))
         array = jax.ShapeDtypeStruct((256, 64), 'float32', sharding=place)
         rows, columns = place.shard_shape(array.shape)
-        parts = [[top // rows, left // columns, devices] for (top, _, left, _), devices in sharding.parts(array).items()]
+        parts = [[top // rows, left // columns, devices] for (top, _, left, _), devices in plot.parts(array).items()]
         found.append([[fsdp, tp], spec, 4 * rows * columns, parts])
 print(json.dumps(found))
 """

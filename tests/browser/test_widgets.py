@@ -76,9 +76,9 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
 @functools.cache
 def encoding():
     """The course's tokenizer."""
-    from utils.data import tokenizer
+    from utils.course import tokenizer
 
-    kept = ROOT / "utils" / "data" / "assets" / "stories2048.tiktoken"
+    kept = ROOT / "utils" / "course" / "assets" / "stories2048.tiktoken"
     return tokenizer.encoding(tokenizer.load(kept), "stories2048")
 
 
@@ -263,4 +263,4 @@ def test_bench_data_is_made_from_the_kept_file(site):
     """The page's vocabulary is written by the build, and there is no second copy in the repository."""
     assert (site / "_static" / "widgets" / "stories2048.js").is_file()
     assert not list((ROOT / "book").rglob("stories2048*"))
-    assert Path(ROOT / "utils" / "data" / "assets" / "stories2048.tiktoken").is_file()
+    assert Path(ROOT / "utils" / "course" / "assets" / "stories2048.tiktoken").is_file()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import plans
 from tests.helpers.checkpoints import folder_of
+from tools import fingerprint
 from utils import CourseError
 from utils.__main__ import main
 from utils.commands import plan
@@ -132,21 +133,21 @@ def test_a_topology_that_is_not_known_is_refused(monkeypatch, name):
 def copied(tmp_path, monkeypatch):
     """The package's source as a copy that a test may change: (folder, its fingerprint)."""
     skip = shutil.ignore_patterns("__pycache__", "assets")
-    shutil.copytree(plan.ROOT / "utils", tmp_path / "utils", ignore=skip)
-    before = plan.fingerprint(CONFIG, rank=4)
-    monkeypatch.setattr(plan, "ROOT", tmp_path)
-    assert plan.fingerprint(CONFIG, rank=4) == before
+    shutil.copytree(fingerprint.ROOT / "utils", tmp_path / "utils", ignore=skip)
+    before = fingerprint.of(CONFIG, rank=4)
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path)
+    assert fingerprint.of(CONFIG, rank=4) == before
     return tmp_path / "utils", before
 
 
 def test_a_fingerprint_is_of_configuration_and_settings():
     prints = [
-        plan.fingerprint(CONFIG, rank=4, tp=1),
-        plan.fingerprint(CONFIG, rank=8, tp=1),
-        plan.fingerprint(dataclasses.replace(CONFIG, num_hidden_layers=7), rank=4, tp=1),
+        fingerprint.of(CONFIG, rank=4, tp=1),
+        fingerprint.of(CONFIG, rank=8, tp=1),
+        fingerprint.of(dataclasses.replace(CONFIG, num_hidden_layers=7), rank=4, tp=1),
     ]
     assert len(set(prints)) == 3 and all(len(text) == 64 for text in prints)
-    assert plan.fingerprint(CONFIG, tp=1, rank=4) == prints[0]
+    assert fingerprint.of(CONFIG, tp=1, rank=4) == prints[0]
 
 
 def test_a_fingerprint_does_not_see_comments_docstrings_or_layout(copied):
@@ -158,7 +159,7 @@ def test_a_fingerprint_does_not_see_comments_docstrings_or_layout(copied):
     )
     train = folder / "train.py"
     train.write_text(train.read_text().replace("log_every: int = 50", "log_every: int = 60"))
-    assert plan.fingerprint(CONFIG, rank=4) == before
+    assert fingerprint.of(CONFIG, rank=4) == before
 
 
 @pytest.mark.parametrize(
@@ -175,12 +176,12 @@ def test_a_fingerprint_sees_the_code_of_the_step(copied, file, old, new):
     code = (folder / file).read_text()
     assert old in code
     (folder / file).write_text(code.replace(old, new))
-    assert plan.fingerprint(CONFIG, rank=4) != before
+    assert fingerprint.of(CONFIG, rank=4) != before
 
 
 def test_every_definition_that_is_fingerprinted_exists():
-    for name, definitions in plan.SOURCES.items():
-        text = (plan.ROOT / "utils" / name).read_text()
+    for name, definitions in fingerprint.SOURCES.items():
+        text = (fingerprint.ROOT / "utils" / name).read_text()
         assert all(f"def {definition}(" in text for definition in definitions), name
 
 

@@ -12,6 +12,7 @@ from tests.helpers import plans
 from tests.helpers.plans import ROWS, config
 from utils import CourseError, sharding, transformer
 from utils.commands import plan
+from utils.course import estimate
 
 R1 = "DeepSeek-R1-Distill-Qwen-1.5B"
 
@@ -24,7 +25,10 @@ def named(row: dict) -> str:
 
 @pytest.mark.parametrize("row", ROWS, ids=named)
 def test_the_formula_is_within_15_percent_of_the_compiler(row):
-    terms, compiler = plan.estimate(config(row), **plans.sizes(row)), row["bytes_per_chip"]
+    terms, compiler = (
+        estimate.bytes_per_chip(config(row), **plans.sizes(row)),
+        row["bytes_per_chip"],
+    )
     assert sum(terms.values()) == pytest.approx(compiler["peak"], rel=0.15)
     assert terms["weights"] == pytest.approx(row["weights_per_chip"], rel=1e-3)
     assert terms["weights"] + terms["adapter"] == pytest.approx(compiler["arguments"], rel=0.01)
@@ -69,13 +73,13 @@ def test_weights_are_exact():
         intermediate_size=1120,
         max_position_embeddings=512,
     )
-    whole = plan.estimate(small, batch_size=1, seq_len=64, rank=4)
+    whole = estimate.bytes_per_chip(small, batch_size=1, seq_len=64, rank=4)
     assert whole["weights"] == 2 * small.count_parameters()["total"]
     state = nnx.state(nnx.eval_shape(lambda: transformer.Transformer(small, rngs=nnx.Rngs(0))))
     mesh = jax.sharding.AbstractMesh((4, 2), sharding.AXES)
     shardings = sharding.shardings(state, mesh, small)
     sizes = jax.tree.map(lambda x, s: 2 * math.prod(s.shard_shape(x.shape)), state, shardings)
-    terms = plan.estimate(small, batch_size=4, seq_len=64, fsdp=4, tp=2)
+    terms = estimate.bytes_per_chip(small, batch_size=4, seq_len=64, fsdp=4, tp=2)
     assert terms["weights"] == sum(jax.tree.leaves(sizes))
 
 
@@ -89,4 +93,4 @@ def test_weights_are_exact():
 )
 def test_what_does_not_divide_is_refused(changes, message):
     with pytest.raises(CourseError, match=message):
-        plan.estimate(config(ROWS[0]), **({"batch_size": 12, "seq_len": 64} | changes))
+        estimate.bytes_per_chip(config(ROWS[0]), **({"batch_size": 12, "seq_len": 64} | changes))

@@ -7,7 +7,8 @@ import pytest
 import tiktoken
 
 from utils import CourseError
-from utils.data import corpus, stories
+from utils.course import sources, stories
+from utils.data import corpus
 from utils.hf import hub
 
 MARK = b"<|endoftext|>"
@@ -131,7 +132,7 @@ def test_bad_files_with_and_without_a_limit(tmp_path, limit):
 )
 def test_bad_arguments(arguments, expected):
     with pytest.raises(CourseError, match=expected):
-        corpus.load_stories(**arguments)
+        sources.tinystories(**arguments)
 
 
 @pytest.fixture
@@ -145,28 +146,27 @@ def nowhere(monkeypatch):
     monkeypatch.setattr(hub, "fetch", fetch)
 
 
-def test_nothing_is_replaced_unless_the_call_says_so(nowhere):
-    for load in (corpus.load_stories, corpus.load_sst2):
-        with pytest.raises(
-            hub.NotAvailable, match="no network in this test: .* fallback=True"
-        ) as error:
-            load("validation")
-        assert "\n" not in str(error.value)
+def test_texts_of_the_package_are_never_replaced(nowhere):
+    expected = "^no network in this test: connect to the network, or set COURSE_MIRROR$"
+    with pytest.raises(hub.NotAvailable, match=expected):
+        sources.tinystories("validation")
 
 
-def test_built_in_texts_take_their_place_when_it_does(nowhere, caplog, capsys):
+def test_the_pages_sources_put_built_in_texts_in_their_place(nowhere, caplog, capsys):
     caplog.set_level(logging.INFO, "utils")
-    train = corpus.load_stories(limit=100, fallback=True)
-    valid = corpus.load_stories("validation", fallback=True)
+    train = sources.load_stories(limit=100)
+    valid = sources.load_stories("validation")
     assert train.texts == stories.generate(100, seed=0) and len(valid.texts) == 500
     assert not set(train.texts) & set(valid.texts)
-    reviews = [corpus.load_sst2(split, fallback=True) for split in ("train", "validation")]
+    reviews = [sources.load_sst2(split) for split in ("train", "validation")]
     assert len(reviews[0]) == 4_000 and len(reviews[1]) > 400
     assert not {sentence for sentence, _ in reviews[0]} & {sentence for sentence, _ in reviews[1]}
-    reason = "built-in generator, seed 0 (no network in this test)"
+    hint = "connect to the network, or set COURSE_MIRROR"
+    reason = f"built-in generator, seed 0 (no network in this test: {hint})"
     assert (
         caplog.messages[0] == f"100 train stories: {reason}" == f"100 train stories: {train.source}"
     )
+    reason = reason.replace(f": {hint}", "")
     assert caplog.messages[2] == f"4,000 train reviews: {reason}" and len(caplog.messages) == 4
     assert capsys.readouterr() == ("", "")
 

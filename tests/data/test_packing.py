@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers import tiny
 from utils import CourseError
+from utils.course import row_packing
 from utils.data import packing
 
 EOT = 399
@@ -28,7 +29,7 @@ def pieces(packed):
 @pytest.mark.parametrize("context", [1, 5, 16, 32, 100])
 def test_concatenate_and_split_loses_and_repeats_nothing(context):
     rows = odd_rows()
-    packed = packing.concat_then_split(rows, context, eot=EOT)
+    packed = row_packing.concat_then_split(rows, context, eot=EOT)
     line = np.concatenate([part for row in rows for part in ([EOT], row)])
     np.testing.assert_array_equal(np.concatenate(list(pieces(packed))), line)
     assert packed.tokens.shape == packed.segment_ids.shape and packed.tokens.shape[1] == context
@@ -39,7 +40,7 @@ def test_concatenate_and_split_loses_and_repeats_nothing(context):
 @pytest.mark.parametrize("context", [5, 16, 32, 100])
 def test_best_fit_loses_and_repeats_nothing(context):
     rows = odd_rows()
-    packed = packing.best_fit(rows, context, eot=EOT)
+    packed = row_packing.best_fit(rows, context, eot=EOT)
     found = Counter(np.concatenate(list(pieces(packed))).tolist())
     line = [part for row in rows for part in ([EOT], row)]
     assert found == Counter(np.concatenate(line).tolist())
@@ -50,13 +51,14 @@ def test_best_fit_loses_and_repeats_nothing(context):
 def test_best_fit_of_no_more_than_a_row_wastes_less_than_padding():
     rows = odd_rows(longest=30)
     assert (
-        packing.best_fit(rows, 32, eot=EOT).wasted < packing.pad_rows(rows, 32, eot=EOT).wasted / 2
+        row_packing.best_fit(rows, 32, eot=EOT).wasted
+        < row_packing.pad_rows(rows, 32, eot=EOT).wasted / 2
     )
 
 
 def test_padding_keeps_one_story_a_row_and_says_what_it_dropped():
     rows = odd_rows()
-    packed = packing.pad_rows(rows, 32, eot=EOT)
+    packed = row_packing.pad_rows(rows, 32, eot=EOT)
     assert len(packed.tokens) == len(rows) and set(np.unique(packed.segment_ids)) == {0, 1}
     for row, piece in zip(rows, pieces(packed)):
         np.testing.assert_array_equal(piece, np.concatenate([[EOT], row])[:32])

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers import tiny
 from utils import CourseError
-from utils.data import tokenizer
+from utils.course import tokenizer
 from utils.evaluation import perplexity
 
 

@@ -668,7 +668,8 @@ def setting(config, chips, memory, rows, seq_len):
             if chips % tp or rows % (parts * fsdp):
                 continue
             try:
-                peak = sum(plan.estimate(config, batch_size=rows // parts, seq_len=seq_len, fsdp=fsdp, tp=tp).values())
+                sizes = dict(batch_size=rows // parts, seq_len=seq_len, fsdp=fsdp, tp=tp)
+                peak = sum(estimate.bytes_per_chip(config, **sizes).values())
             except CourseError:
                 continue
             if peak <= memory:

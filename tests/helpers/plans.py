@@ -4,8 +4,8 @@ import importlib.util
 import json
 
 from tests.helpers.folders import ROOT
+from tools import fingerprint
 from utils import transformer
-from utils.commands import plan
 
 RESULTS = ROOT / "benchmarks" / "results" / "plans.jsonl"
 ROWS = [json.loads(line) for line in RESULTS.read_text("utf8").splitlines()]
@@ -18,13 +18,13 @@ def config(row: dict) -> transformer.Config:
 
 def is_current(row: dict) -> bool:
     """Whether the code and the configuration of a recorded plan are still those of this package."""
-    return "fingerprint" in row and row["fingerprint"] == plan.fingerprint(
+    return "fingerprint" in row and row["fingerprint"] == fingerprint.of(
         config(row), **row["setting"]
     )
 
 
 def sizes(row: dict) -> dict:
-    """The arguments of `plan.estimate` for a row."""
+    """The arguments of `estimate.bytes_per_chip` for a row."""
     names = ("batch_size", "seq_len", "rank", "gradient_checkpointing", "tp")
     setting = row["setting"]
     return {n: setting[n] for n in names} | {"fsdp": row["fsdp"], "chip": setting["topology"]}

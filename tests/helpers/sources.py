@@ -5,7 +5,7 @@ import http.server
 import json
 from pathlib import Path
 
-from utils.data import stories
+from utils.course import stories
 from utils.hf import hub
 
 VALID = "datasets/roneneldan/TinyStories/TinyStories-valid.txt"

@@ -16,7 +16,8 @@ import numpy as np
 from flax import nnx
 
 from utils import checkpoints, minigpt, train
-from utils.data import corpus, packing, stories, tokenizer
+from utils.course import pretrained, stories, tokenizer
+from utils.data import corpus, packing
 
 STEPS, LONG, SAVE_EVERY = 40, 200, 4  # LONG: room for ten kills
 
@@ -137,7 +138,7 @@ def main(directory: str, seconds: float | None = None) -> None:
     print("started", flush=True)
     made = model()
     history = fit(made, directory, stream=Paced(batches()), steps=LONG)
-    checkpoints.save_weights(
+    pretrained.save(
         made, directory + "/final", provenance={"steps": history.steps, "loss": history.loss}
     )
 

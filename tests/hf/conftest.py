@@ -19,6 +19,7 @@ from tests.helpers.sources import (
     gpt2_files,
     write_mirror,
 )
+from utils.course import gpt2 as gpt2_module
 from utils.hf import hub
 
 
@@ -30,7 +31,7 @@ def isolated(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("DATA_GYM_CACHE_DIR", str(tmp_path / "tiktoken"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr(hub, "GPT2_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(gpt2_module, "URL", "http://127.0.0.1:9/")
     monkeypatch.setattr(hub, "PROBE_SECONDS", 1.0)
     monkeypatch.setattr(hub, "SOURCES_USED", [])
     monkeypatch.delitem(tiktoken.registry.ENCODINGS, "gpt2", raising=False)
@@ -91,7 +92,7 @@ def tiny_gpt2(monkeypatch):
     tiktoken.list_encoding_names()
     monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "gpt2", gpt2)
     names = {name: hashlib.sha1(url.encode()).hexdigest() for name, url in urls.items()}
-    monkeypatch.setattr(hub, "GPT2_SHA256", {names[name]: digests[name] for name in files})
+    monkeypatch.setattr(gpt2_module, "SHA256", {names[name]: digests[name] for name in files})
     by_url = {urls[name]: content for name, content in files.items()}
     monkeypatch.setattr(tiktoken.load, "read_file", lambda url: by_url[url])
     yield {names[name]: content for name, content in files.items()}

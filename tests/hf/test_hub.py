@@ -10,7 +10,7 @@ import tiktoken
 
 from tests.helpers.sources import REPO, REVISION, VALID, as_file, write_mirror
 from utils import CourseError
-from utils.data import corpus, stories, tokenizer
+from utils.course import gpt2, sources, stories
 from utils.hf import hub, mirror
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -21,7 +21,7 @@ REAL_MIRROR = Path(
 
 def small():
     """Both splits, as the profiles of a CPU ask for them."""
-    return [corpus.load_stories(split, small=True) for split in ("train", "validation")]
+    return [sources.tinystories(split, small=True) for split in ("train", "validation")]
 
 
 def one_line(error: pytest.ExceptionInfo) -> str:
@@ -42,7 +42,7 @@ def test_mirror_comes_first_and_is_logged(small_mirror, log, capsys):
         ("20 train stories", "mirror, TinyStories-train.txt"),
         ("4 validation stories", "mirror, TinyStories-valid.txt"),
     ]
-    assert corpus.load_stories(limit=3).texts == stories.generate(3, 5)
+    assert sources.tinystories(limit=3).texts == stories.generate(3, 5)
 
 
 def damage_remove(root):
@@ -103,17 +103,17 @@ DAMAGES = [value for name, value in list(globals().items()) if name.startswith("
 def test_damaged_mirror_is_an_error_not_a_fallback(small_mirror, damage):
     expected = damage(small_mirror)
     with pytest.raises(CourseError) as error:
-        corpus.load_stories("validation")
+        sources.tinystories("validation")
     assert not isinstance(error.value, hub.NotAvailable)
     assert expected in one_line(error) and "make mirror" in one_line(error)
 
 
 def test_damage_after_the_first_use_is_noticed(small_mirror):
-    corpus.load_stories("validation")
+    sources.tinystories("validation")
     damage_alter(small_mirror)
     os.utime(small_mirror / VALID, ns=(1, 1))
     with pytest.raises(CourseError, match="sha256"):
-        corpus.load_stories("validation")
+        sources.tinystories("validation")
 
 
 def test_mirror_is_read_for_its_checksum_once(small_mirror, monkeypatch):
@@ -128,7 +128,7 @@ def test_mirror_is_read_for_its_checksum_once(small_mirror, monkeypatch):
 def test_mirror_that_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "nowhere"))
     with pytest.raises(CourseError) as error:
-        corpus.load_stories()
+        sources.tinystories()
     assert "COURSE_MIRROR: expected a folder" in one_line(error) and "unset it" in one_line(error)
 
 
@@ -152,11 +152,11 @@ def test_real_mirror(monkeypatch):
     for name in mirror.read_manifest(REAL_MIRROR):
         kind, _, rest = name.partition("/")
         assert hub.fetch(kind, "", rest).source == "mirror"
-    tok = tokenizer.get("gpt2")
+    tok = gpt2.tokenizer()
     assert tok.decode(tok.encode_ordinary("Once upon a time")) == "Once upon a time"
     assert tok.n_vocab == 50_257 and tok.eot_token == 50_256
     assert "TIKTOKEN_CACHE_DIR" not in os.environ
-    assert len(corpus.load_stories(small=True).texts) > 10_000
+    assert len(sources.tinystories(small=True).texts) > 10_000
 
 
 # ------------------------------------------------------------------------------------------------------------ the hub
@@ -165,7 +165,7 @@ def test_real_mirror(monkeypatch):
 def test_small_takes_both_splits_from_the_small_file(fake_hub, log):
     train, valid = small()
     assert train.texts == stories.generate(20, 9) and valid.texts == stories.generate(520, 9)[20:]
-    assert corpus.load_stories(limit=10, small=True).texts == stories.generate(10, 9)
+    assert sources.tinystories(limit=10, small=True).texts == stories.generate(10, 9)
     assert "hub, the last 500 stories of TinyStories-valid.txt" in log.text
     assert (
         sum("GET /datasets" in line for line in fake_hub.asked) == 1
@@ -173,16 +173,16 @@ def test_small_takes_both_splits_from_the_small_file(fake_hub, log):
 
 
 def test_hub_cache_serves_without_network(fake_hub, monkeypatch):
-    corpus.load_stories(small=True)
+    sources.tinystories(small=True)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert hub.fetch("datasets", REPO, "TinyStories-valid.txt").source == "hub"
 
 
 def test_without_small_the_training_file_is_asked_for(fake_hub):
     with pytest.raises(hub.NotAvailable):  # this hub does not have the large file
-        corpus.load_stories()
+        sources.tinystories()
     assert any("TinyStories-train.txt" in line for line in fake_hub.asked)
-    assert corpus.load_stories("validation").texts == stories.generate(520, 9)
+    assert sources.tinystories("validation").texts == stories.generate(520, 9)
 
 
 @pytest.mark.parametrize("mood", ["truncates", "absent", "broken"])
@@ -192,7 +192,7 @@ def test_hub_that_does_not_deliver(fake_hub, mood):
     with pytest.raises(hub.NotAvailable) as error:
         hub.fetch("datasets", REPO, "TinyStories-valid.txt")
     assert ("no answer" if mood == "broken" else "not delivered") in one_line(error)
-    built_in = corpus.load_stories(limit=5, small=True, fallback=True)
+    built_in = sources.load_stories(limit=5, small=True)
     assert built_in.texts == stories.generate(5, 0) and "built-in generator" in built_in.source
     assert time.monotonic() - begin < 30
     fake_hub.mood = "well"  # what failed leaves nothing behind that would be taken for the file
@@ -205,11 +205,11 @@ def test_hub_that_does_not_deliver(fake_hub, mood):
 def test_wrong_bytes_from_the_hub_are_refused_and_forgotten(fake_hub):
     fake_hub.mood = "lies"
     with pytest.raises(CourseError) as error:
-        corpus.load_stories(small=True, fallback=True)
+        sources.load_stories(small=True)
     assert "from the hub: expected sha256" in one_line(error) and "run it again" in one_line(error)
     assert not isinstance(error.value, hub.NotAvailable)
     fake_hub.mood = "well"
-    assert len(corpus.load_stories("validation", small=True).texts) == 500
+    assert len(sources.tinystories("validation", small=True).texts) == 500
 
 
 def test_wrong_bytes_are_noticed_without_a_pinned_checksum(fake_hub, monkeypatch):
@@ -222,7 +222,7 @@ def test_wrong_bytes_are_noticed_without_a_pinned_checksum(fake_hub, monkeypatch
 def test_no_network_is_noticed_quickly_once_and_logged(monkeypatch, log):
     begin = time.monotonic()
     for split in ("train", "validation"):
-        corpus.load_stories(split, limit=2, fallback=True)
+        sources.load_stories(split, limit=2)
     assert time.monotonic() - begin < 10
     assert (
         log.text.count("built-in generator") == 2
@@ -231,7 +231,7 @@ def test_no_network_is_noticed_quickly_once_and_logged(monkeypatch, log):
     probes = []
     monkeypatch.setattr(hub.urllib.request, "urlopen", lambda *_, **__: probes.append(1))
     with pytest.raises(hub.NotAvailable, match="no answer from"):
-        corpus.load_stories()
+        sources.tinystories()
     assert not probes
 
 
@@ -273,7 +273,7 @@ def test_gpt2_from_the_mirror(tiny_gpt2, tmp_path, monkeypatch, log):
     monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "m"))
     monkeypatch.setattr(tiktoken.load, "read_file", None)  # no download
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "elsewhere")
-    assert tokenizer.get("gpt2").encode("th") == [256]
+    assert gpt2.tokenizer().encode("th") == [256]
     assert log.messages == ["tokenizer gpt2: mirror"]
     assert os.environ["TIKTOKEN_CACHE_DIR"] == "elsewhere"
 
@@ -283,7 +283,7 @@ def test_a_tokenizer_that_is_not_gpt2s_is_refused_and_kept(tiny_gpt2, tmp_path, 
     write_mirror(tmp_path / "m", files)  # the manifest agrees with them
     monkeypatch.setenv("COURSE_MIRROR", str(tmp_path / "m"))
     with pytest.raises(CourseError, match="is not GPT-2's"):
-        tokenizer.get("gpt2")
+        gpt2.tokenizer()
     assert all(
         (tmp_path / "m" / name).exists() for name in files
     )  # tiktoken would have deleted them
@@ -291,16 +291,16 @@ def test_a_tokenizer_that_is_not_gpt2s_is_refused_and_kept(tiny_gpt2, tmp_path, 
 
 def test_gpt2_from_the_network_then_from_its_cache(tiny_gpt2, monkeypatch):
     monkeypatch.setattr(hub, "unreachable", lambda url: None)
-    assert tokenizer.get("gpt2").encode("th") == [256]
+    assert gpt2.tokenizer().encode("th") == [256]
     assert hub.SOURCES_USED == [("tokenizer gpt2", "OpenAI's file server, through tiktoken")]
     tiktoken.registry.ENCODINGS.pop("gpt2")
     monkeypatch.setattr(hub, "unreachable", lambda url: "no network now")
-    assert tokenizer.get("gpt2").encode("th") == [256]
+    assert gpt2.tokenizer().encode("th") == [256]
 
 
 def test_gpt2_from_nowhere():
     with pytest.raises(hub.NotAvailable, match="no answer from"):
-        tokenizer.get("gpt2")
+        gpt2.tokenizer()
 
 
 def test_unknown_tokenizer():

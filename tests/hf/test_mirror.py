@@ -6,8 +6,8 @@ import pytest
 
 from tests.helpers.sources import REPO, TRAIN, VALID, write_mirror
 from utils.__main__ import main
-from utils.commands import mirror as mirror_command
-from utils.data import corpus, stories
+from utils.course import mirror as mirror_command
+from utils.course import sources, stories
 from utils.hf import hub, mirror
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -42,7 +42,7 @@ def test_fill_from_a_mirror_resume_and_repair(
     assert (target / VALID).read_bytes() == source[VALID]
     assert not list(target.rglob("*.part"))
     monkeypatch.setenv("COURSE_MIRROR", str(target))
-    assert corpus.load_stories().texts == stories.generate(20, 5)
+    assert sources.tinystories().texts == stories.generate(20, 5)
 
 
 def test_fill_stopped_in_the_middle_goes_on(

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import NAMES, folder_of, model, reference, run
 from utils import CourseError, lora, sharding
+from utils.course import random_checkpoint
 from utils.hf import config as hf_config
 from utils.hf import hub, peft, weights
 
@@ -721,7 +722,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_random_checkpoint_is_whole_repeatable_and_replaces_nothing(tmp_path, monkeypatch):
     config = hf_config.read(folder_of("qwen2-untied"))
-    made = weights.save_random(config, tmp_path / "a", seed=1)
+    made = random_checkpoint.save(config, tmp_path / "a", seed=1)
     arrays = load_file(made / "model.safetensors")
     assert {n: a.shape for n, a in arrays.items()} == {
         n: a.shape for n, a in weights.tensors(model("qwen2-untied")).items()
@@ -732,14 +733,18 @@ def test_a_random_checkpoint_is_whole_repeatable_and_replaces_nothing(tmp_path, 
     assert abs(drawn.std() - 0.02) < 0.002 and abs(drawn.mean()) < 0.002
     assert same_bits(weights.tensors(weights.load(made)), arrays)
     assert same_bits(
-        load_file(weights.save_random(config, tmp_path / "b", seed=1) / "model.safetensors"), arrays
+        load_file(random_checkpoint.save(config, tmp_path / "b", seed=1) / "model.safetensors"),
+        arrays,
     )
     assert not same_bits(
-        load_file(weights.save_random(config, tmp_path / "c", seed=2) / "model.safetensors"), arrays
+        load_file(random_checkpoint.save(config, tmp_path / "c", seed=2) / "model.safetensors"),
+        arrays,
     )
-    refused(lambda: weights.save_random(config, tmp_path / "a"), "exists already")
-    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    refused(lambda: weights.save_random(config, tmp_path / "d"), "of disk")
+    refused(lambda: random_checkpoint.save(config, tmp_path / "a"), "exists already")
+    monkeypatch.setattr(
+        random_checkpoint.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
+    )
+    refused(lambda: random_checkpoint.save(config, tmp_path / "d"), "of disk")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import checkpoints, tiny
 from utils import CourseError, generate, lora
-from utils.data import tokenizer
+from utils.course import tokenizer
 from utils.hf import chat, peft
 from utils.kernels import cpu
 

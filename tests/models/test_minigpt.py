@@ -12,13 +12,13 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from utils import CourseError, checkpoints
+from utils import CourseError
 from utils.course import pretrained
 
 
 @pytest.fixture
 def saved(tmp_path):
-    return checkpoints.save_weights(tiny.wild(), tmp_path / "kept", provenance={"steps": 3})
+    return pretrained.save(tiny.wild(), tmp_path / "kept", provenance={"steps": 3})
 
 
 def contents(folder):
@@ -111,7 +111,7 @@ def test_saved_and_loaded_is_the_same_to_the_bit(saved):
 
 
 def test_half_precision_halves_the_file(tmp_path, saved):
-    small = checkpoints.save_weights(tiny.wild(), tmp_path / "half", dtype=np.float16)
+    small = pretrained.save(tiny.wild(), tmp_path / "half", dtype=np.float16)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (small, saved)]
     assert sizes[0] < 0.6 * sizes[1]
     for name, array in tiny.weights(pretrained.load(small)).items():
@@ -190,9 +190,7 @@ def test_a_full_disk_leaves_every_old_file_as_it_was(saved):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             with pytest.raises(CourseError, match="could not be written") as error:
-                checkpoints.save_weights(
-                    tiny.model(num_hidden_layers=3), saved, provenance={"steps": 4}
-                )
+                pretrained.save(tiny.model(num_hidden_layers=3), saved, provenance={"steps": 4})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "\n" not in str(error.value) and contents(saved) == before
@@ -205,13 +203,11 @@ def test_a_disk_with_room_for_the_weights_alone_leaves_every_old_file(tmp_path):
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        checkpoints.save_weights(tiny.wild(), disk / "kept", provenance={"steps": 3})
+        pretrained.save(tiny.wild(), disk / "kept", provenance={"steps": 3})
         before = contents(disk / "kept")
         assert len(before["model.safetensors"]) > 30_000
         with pytest.raises(CourseError, match="could not be written.*unchanged"):
-            checkpoints.save_weights(
-                tiny.model(), disk / "kept", provenance={"note": "x" * 150_000}
-            )
+            pretrained.save(tiny.model(), disk / "kept", provenance={"note": "x" * 150_000})
         assert contents(disk / "kept") == before
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -220,7 +216,7 @@ def test_a_disk_with_room_for_the_weights_alone_leaves_every_old_file(tmp_path):
 def test_a_file_where_the_folder_should_be_is_an_error(tmp_path):
     (tmp_path / "kept").write_text("notes")
     with pytest.raises(CourseError, match="could not be written"):
-        checkpoints.save_weights(tiny.model(), tmp_path / "kept")
+        pretrained.save(tiny.model(), tmp_path / "kept")
     assert (tmp_path / "kept").read_text() == "notes"
 
 

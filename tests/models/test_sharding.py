@@ -131,7 +131,7 @@ def on_eight_devices() -> None:
     saved["messages"] = messages(mesh)
     place = sharding.Rules().sharding(mesh, "q_proj.weight", (3, 8, 12))
     leaf = jax.ShapeDtypeStruct((3, 8, 12), jnp.float32, sharding=place)
-    saved["parts"] = [[*where, *devices] for where, devices in sharding.parts(leaf).items()]
+    saved["parts"] = [[*where, *devices] for where, devices in plot.parts(leaf).items()]
     _, axes = plot.sharding(leaf)
     saved["labels"] = sorted(text.get_text() for text in axes.texts)
     with pytest.raises(CourseError) as error:

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from tests.helpers import tiny
-from utils import CourseError, checkpoints, lora, losses, minigpt, train
+from utils import CourseError, checkpoints, lora, losses, train
 from utils.data import packing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -320,7 +320,7 @@ def test_killed_at_random_points_it_ends_with_the_same_bits(tmp_path, kills):
     output, errors = process.communicate(timeout=120)
     where = f"seed {seed}, checkpoints {reached}"
     assert process.returncode == 0, f"{where}: {output}{errors[-2000:]}"
-    final = checkpoints.load_weights(tmp_path / "final", minigpt.MiniGPT, minigpt.Config)
+    final = pretrained.load(tmp_path / "final")
     assert tiny.same(tiny.weights(final), weights), where
     assert any(reached) and max(max(steps, default=0) for steps in reached) < tiny.LONG, where
 
@@ -469,7 +469,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     # The step was saved again in its place, and is good now.
     caplog.clear()
     tiny.fit(tiny.model(), folder)
-    assert "damaged" not in caplog.text and steps_in(folder)[-1] == 40
+    assert "is damaged" not in caplog.text and steps_in(folder)[-1] == 40
 
 
 @pytest.mark.filterwarnings(

@@ -9,10 +9,9 @@ from tools import imports
 
 # From the ground up: a module may import from its own layer and from those before it. So nobody but
 # pages and tests imports `course`, and nobody but they, `__main__` and `course` imports the
-# commands.
+# commands. (`__main__` starts one command that is the course's own, `mirror`, by its name.)
 LAYERS = ("kernels", "ground floor", "hf", "data", "evaluation", "commands", "course")
-# The package without course/ is on its way to 7,000 lines; until then it may only get smaller.
-MOST_LINES = {"ground floor": 2900, "transformer.py": 350, "without course": 8360}
+MOST_LINES = {"ground floor": 2900, "transformer.py": 350, "without course": 7000}
 # On the ground floor, `__init__` and `__main__` among them: room for deepseek, quantize and grpo.
 MOST_FILES = 17
 

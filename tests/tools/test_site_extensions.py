@@ -172,7 +172,9 @@ def test_vocabulary_of_the_widget(built):
     """The merges are the kept file's; the classes are ranges that do not overlap."""
     text = (built / "_static" / "widgets" / "stories2048.js").read_text("utf8")
     data = json.loads(text[text.index("{") : text.rindex("}") + 1])
-    kept = (ROOT / "utils" / "data" / "assets" / "stories2048.tiktoken").read_text("ascii").split()
+    kept = (
+        (ROOT / "utils" / "course" / "assets" / "stories2048.tiktoken").read_text("ascii").split()
+    )
     assert data["tokens"] == kept[0::2]
     for name in ("letters", "numbers", "spaces"):
         flat = [point for pair in data[name] for point in pair]

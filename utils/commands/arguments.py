@@ -10,34 +10,25 @@ from typing import Annotated, Union
 
 import tyro
 
-from utils import CourseError
-from utils.commands import options
+from utils import CourseError, unexpected
+from utils.commands.options import Evaluate, Finetune, Generate, Mirror, Plan, Sampling
 
 try:  # private, but the only way to an error as data; without it, tyro prints its own, in a box
     from tyro import _errors as errors
 except ImportError:
     errors = None
 
-COMMANDS = {
-    "generate": options.Generate,
-    "finetune": options.Finetune,
-    "evaluate": options.Evaluate,
-    "plan": options.Plan,
-    "mirror": options.Mirror,
-}
+COMMANDS = {o.__name__.lower(): o for o in (Generate, Finetune, Evaluate, Plan, Mirror)}
 
 
 def parse(words: list[str]) -> tuple[str, object]:
     """(name of the command, its options). Raises `CourseError` for what is not understood."""
     name, *rest = words or ["none"]
     if name in ("-h", "--help"):
-        all_of_them = [Annotated[o, tyro.conf.subcommand(n)] for n, o in COMMANDS.items()]
-        tyro.cli(
-            Union[*all_of_them], prog="python -m utils", description="LoRA in JAX.", args=words
-        )
+        commands = Union[*(Annotated[o, tyro.conf.subcommand(n)] for n, o in COMMANDS.items())]
+        tyro.cli(commands, prog="python -m utils", description="LoRA in JAX.", args=words)
     if name not in COMMANDS:
-        expected = f"expected one of {', '.join(COMMANDS)}"
-        raise CourseError(f"command: {expected}, found {name}: see --help")
+        raise unexpected("command", f"one of {', '.join(COMMANDS)}", name, "see --help")
     with errors.on_parse_error(_refuse) if errors else contextlib.nullcontext():
         return name, tyro.cli(COMMANDS[name], prog=f"python -m utils {name}", args=rest)
 
@@ -46,8 +37,8 @@ def _refuse(event) -> None:
     """Raise what tyro is about to refuse as a `CourseError` of one line."""
     flag = event.argument.display_name() if getattr(event, "argument", None) else ""
     if unknown := getattr(event, "tokens", []) or getattr(event, "unrecognized_tokens", []):
-        fields = dataclasses.fields(COMMANDS[event.prog.split()[-1]])
-        known = [f.name for f in (*fields, *dataclasses.fields(options.Sampling))]
+        command = COMMANDS[event.prog.split()[-1]]
+        known = [f.name for f in (*dataclasses.fields(command), *dataclasses.fields(Sampling))]
         close = difflib.get_close_matches(unknown[0].strip("-").replace("-", "_"), known, 1)
         guess = f", perhaps --{close[0].replace('_', '-')}" if close else ""
         reason = f"{unknown[0]}: no such argument{guess}"

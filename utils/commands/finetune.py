@@ -3,9 +3,8 @@
     problems -> tokens -> rows -> batches          model -> adapter -> mesh          train.fit -> folder
 
 A run is a folder: `config.json` (its options), `metrics.jsonl` and `metrics.png`, `checkpoints/`
-(adapter, optimiser, position in the data) and at the end `adapter/`, in PEFT's format, which other
-programs load too. The same command on the same folder continues a run that was stopped, killed or out
-of time.
+(adapter, optimiser, position in the data) and at the end `adapter/`, in PEFT's format. The same
+command on the same folder continues a run that was stopped, killed or out of time.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from utils import CourseError, kernels, lora, losses, sharding, train
+from utils import CourseError, first_line, kernels, lora, losses, sharding, train, unexpected
 from utils.commands.options import FREE, Finetune
 from utils.data import problems, sft
 from utils.evaluation import exact_match
@@ -63,15 +62,21 @@ class Result:
 def run(options: Finetune) -> Result:
     """Train, or continue, the run in `options.output`.
 
-    Raises `CourseError`, before anything is written, for everything that can be known by then: data,
-    sequence length, mesh, folder. A run that stops early, for any reason but a bad batch, is
-    continued by calling this again.
+    Raises `CourseError`, before anything is written, for what is wrong with data, sequence length,
+    mesh or folder. A run that stops early, for any reason but a bad batch, is continued by calling
+    this again.
     """
     if options.distributed or options.coordinator:
         _join(options)
     if not options.debug:
-        with _lost_process():
+        try:
             return _run(options)
+        except RuntimeError as error:  # the runtime reports a failed transfer
+            if jax.process_count() == 1:
+                raise
+            what = f"another process was lost ({first_line(error)[:150]})"
+            again = "start all of them again, the run continues from its last checkpoint"
+            raise CourseError(f"distributed: {what}: {again}") from error
     small = dict(limit=10, held_out=2, steps=6, warmup_steps=2, log_every=2, save_every=3)
     small |= dict(max_seq_length=min(options.max_seq_length, 256), long="cut")
     small |= dict(evaluate_problems=2, max_new_tokens=16)
@@ -87,8 +92,8 @@ def _run(options: Finetune) -> Result:
     path = hub.model(options.model)
     config = hf_config.read(gguf.read(path).config if path.suffix == ".gguf" else path)
     if options.max_seq_length > (most := config.max_position_embeddings):
-        what = f"expected at most {most}, the model's max_position_embeddings"
-        raise CourseError(f"max_seq_length: {what}, found {options.max_seq_length}")
+        expected = f"at most {most}, the model's max_position_embeddings"
+        raise unexpected("max_seq_length", expected, options.max_seq_length)
     tok, rows, held_rows, held_out = prepare(options)
     epoch = len(rows["inputs"]) / options.batch_size
     steps = options.steps or max(1, round(options.epochs * epoch))
@@ -97,13 +102,11 @@ def _run(options: Finetune) -> Result:
     mesh = _mesh(options, config)
     model = weights.load(path, dtype=options.dtype, mesh=mesh)
     model.model.gradient_checkpointing = options.gradient_checkpointing
-    lora.inject(
-        model, rank=options.rank, alpha=options.alpha, target_modules=options.target_modules,
-        dropout=options.dropout, rngs=nnx.Rngs(options.seed),
-    )  # fmt: skip
+    sizes = dict(rank=options.rank, alpha=options.alpha, target_modules=options.target_modules)
+    lora.inject(model, **sizes, dropout=options.dropout, rngs=nnx.Rngs(options.seed))
     if mesh is not None:
         sharding.shard(model, mesh)
-    loss, tx, cost = loss_fn(options.loss_chunk_size), optimizer(options, steps), lora.count(model)
+    cost = lora.count(model)
     size = f"{cost.adapter:,} parameters, {cost.share:.2%} of the base"
     logger.info(f"{steps:,} steps of {options.batch_size} rows; adapter: {size}")
 
@@ -113,14 +116,14 @@ def _run(options: Finetune) -> Result:
         settings = json.dumps(dataclasses.asdict(options), indent=1)
         (folder / "config.json").write_text(settings + "\n")
     history = train.fit(
-        trained, batches, loss, tx, steps=steps, wrt=nnx.LoRAParam, seed=options.seed, mesh=mesh,
+        trained, batches, loss_fn(options.loss_chunk_size), optimizer(options, steps), steps=steps,
+        wrt=nnx.LoRAParam, seed=options.seed, mesh=mesh, log_every=options.log_every,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         evaluate=None if held_rows is None else held_out_loss(held_rows, options, mesh),
         evaluate_every=options.evaluate_every or max(1, steps // 10),
         directory=str(folder / "checkpoints"),
         save_every=options.save_every, save_seconds=60 * options.save_minutes,
         max_seconds=None if options.max_hours is None else 3600 * options.max_hours,
-        log_every=options.log_every,
         report=lambda history: write_metrics(folder / "metrics.jsonl", history),
     )  # fmt: skip
     if trained is not model:
@@ -176,9 +179,9 @@ def prepare(options: Finetune):
 
 
 def loss_fn(chunk_size: int | None = None) -> Callable:
-    """The loss of a batch {inputs, targets, segment_ids, loss_mask} [B, T]: mean cross-entropy in nats.
+    """The mean cross-entropy of a batch's counted tokens, in nats; logits of `chunk_size` at a time.
 
-    The mean is over the tokens that the loss mask counts. `chunk_size` tokens have logits at one time.
+    Of a batch {inputs, targets, segment_ids, loss_mask} [B, T], loss_mask says which tokens count.
     """
     chunk_size = chunk_size or (128 if kernels.on_cpu() else 1024)
 
@@ -229,8 +232,8 @@ def _mesh(options: Finetune, config):
     """The mesh of all devices, None for a single one. Raises `CourseError` if sizes do not divide."""
     if (devices := jax.device_count()) == 1:
         if (options.fsdp or 1) * options.tp > 1:
-            what = "expected as many devices as fsdp x tp, found 1"
-            raise CourseError(f"mesh: {what}: leave --fsdp and --tp out here")
+            fix = "leave --fsdp and --tp out here"
+            raise unexpected("mesh", "as many devices as fsdp x tp", 1, fix)
         return None
     fsdp = options.fsdp or max(1, devices // options.tp)
     sharding.check(config, fsdp=fsdp, tp=options.tp)
@@ -240,9 +243,6 @@ def _mesh(options: Finetune, config):
         what = f"{rows} rows at a time do not divide over fsdp={fsdp}"
         raise CourseError(f"batch_size: {what}: choose a multiple, or fewer accumulation steps")
     return mesh
-
-
-# --------------------------------------------------------------------------------------------- processes
 
 
 def keep_memory() -> None:
@@ -256,58 +256,36 @@ def keep_memory() -> None:
 
 def _join(options: Finetune) -> None:
     if (options.processes is None) != (options.process is None):
-        what = "expected both or neither, found one"
-        raise CourseError(f"processes, process: {what}: say how many there are, and which this is")
+        fix = "say how many there are, and which this is"
+        raise unexpected("processes, process", "both or neither", "one", fix)
     try:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
     except (ValueError, RuntimeError) as error:
-        what = str(error).splitlines()[0][:200]
         flags = "give --coordinator, --processes and --process on each host"
-        raise CourseError(f"distributed: {what}: {flags}") from error
-
-
-@contextlib.contextmanager
-def _lost_process():
-    """Say in one line that another process is gone; the runtime reports a failed transfer."""
-    try:
-        yield
-    except CourseError:
-        raise
-    except RuntimeError as error:
-        if jax.process_count() == 1:
-            raise
-        what = f"another process was lost ({str(error).splitlines()[0][:150]})"
-        again = "start all of them again, the run continues from its last checkpoint"
-        raise CourseError(f"distributed: {what}: {again}") from error
-
-
-# ------------------------------------------------------------------------------------------------- files
+        raise CourseError(f"distributed: {first_line(error)[:200]}: {flags}") from error
 
 
 def _check_folder(folder, options: Finetune) -> None:
     """Raise `CourseError` if the folder holds anything but the beginning of this very run."""
-    if not folder.exists():
+    if folder.exists() and not folder.is_dir():
+        raise unexpected("output", "a folder", f"the file {folder}", "name another")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if not names:
         return
-    if not folder.is_dir():
-        raise CourseError(f"output: expected a folder, found the file {folder}: name another")
-    if not (folder / "config.json").exists():
-        if others := sorted(path.name for path in folder.iterdir()):
-            raise CourseError(
-                f"output: {folder} holds {others[0]} and is no run's folder: name another"
-            )
-        return
+    if "config.json" not in names:
+        what = f"{folder} holds {names[0]} and is no run's folder"
+        raise CourseError(f"output: {what}: name another")
     try:
         stored = json.loads((folder / "config.json").read_text())
         given = json.loads(json.dumps(dataclasses.asdict(options)))
         differing = [n for n in given if n not in FREE and stored[n] != given[n]]
     except (ValueError, KeyError, TypeError) as error:
-        what = f"cannot be read ({error})"
-        raise CourseError(f"{folder}/config.json: {what}: name another folder") from None
+        what = f"cannot be read ({error}): name another folder"
+        raise CourseError(f"{folder}/config.json: {what}") from None
     if differing:
         name = differing[0]
-        what = f"holds a run with {name}={stored[name]}, this one has {given[name]}"
-        same = "continue it with the same, or name another folder"
-        raise CourseError(f"output: {folder} {what}: {same}")
+        what = f"{folder} holds a run with {name}={stored[name]}, this one has {given[name]}"
+        raise CourseError(f"output: {what}: continue it with the same, or name another folder")
 
 
 def write_metrics(path, history: train.History) -> None:

@@ -1,7 +1,7 @@
 """What each command can be told, as dataclasses: `python -m utils finetune --help` shows this file.
 
-Nothing here needs jax or numpy, so help and a mistyped flag cost a tenth of a second. The comment of a
-field is its help. Values that cannot be meant are refused when an object is made, here or on a page.
+Nothing here needs jax or numpy, so help and a mistyped flag cost a tenth of a second. A field's comment
+is its help. Values that cannot be meant are refused when an object is made, here or on a page.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, UseAppendAction
 
-from utils import CourseError
+from utils import CourseError, unexpected
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -27,7 +27,7 @@ def _check(options, *, at_least_1: str = "", at_least_0: str = "", positive: str
         for name in names.split():
             value = getattr(options, name)
             if value is not None and not allowed(value):
-                raise CourseError(f"{name}: expected {expected}, found {value}")
+                raise unexpected(name, expected, value)
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Generate:
     def __post_init__(self):
         _check(self, at_least_1="max_new_tokens")
         if not self.prompt:
-            raise CourseError("prompt: expected at least one text, found none")
+            raise unexpected("prompt", "at least one text", "none")
         if self.stream and (self.json or len(self.prompt) != 1):
             found = "--json" if self.json else f"{len(self.prompt)} prompts"
-            raise CourseError(f"stream: expected one prompt and no --json, found {found}")
+            raise unexpected("stream", "one prompt and no --json", found)
         if self.system is not None and not self.chat:
             raise CourseError("system: expected --chat too: a plain prompt has no system message")
 
@@ -131,14 +131,13 @@ class Finetune:
         positive = "alpha epochs learning_rate max_grad_norm save_minutes max_hours"
         _check(self, at_least_1=f"{sizes} {counts}", at_least_0=at_least_0, positive=positive)
         if not 0 <= self.dropout < 1:
-            raise CourseError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
+            raise unexpected("dropout", "0 or more and less than 1", self.dropout)
         if self.batch_size % (steps := self.gradient_accumulation_steps):
-            expected = f"expected a multiple of gradient_accumulation_steps ({steps})"
-            raise CourseError(f"batch_size: {expected}, found {self.batch_size}")
+            expected = f"a multiple of gradient_accumulation_steps ({steps})"
+            raise unexpected("batch_size", expected, self.batch_size)
 
 
-# Fields of Finetune that may differ when a run is continued: they change when and where things are
-# done, not what comes out.
+# Fields that may differ when a run is continued: they change when and where it is done, not the result.
 FREE = (
     "output", "fsdp", "tp", "distributed", "coordinator", "processes", "process", "evaluate_every",
     "evaluate_problems", "max_new_tokens", "log_every", "save_every", "save_minutes", "max_hours",
@@ -167,7 +166,7 @@ class Evaluate:
     def __post_init__(self):
         _check(self, at_least_1="limit max_new_tokens batch_size")
         if self.save is not None and not Path(self.save).absolute().parent.is_dir():
-            raise CourseError(f"save: expected a file in a folder that exists, found {self.save}")
+            raise unexpected("save", "a file in a folder that exists", self.save)
 
 
 @dataclass(frozen=True)

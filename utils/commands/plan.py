@@ -11,12 +11,9 @@ the collectives between chips, read from the compiled program.
 The compiler (libtpu, for Linux on x86-64) lives in an environment of its own: `make install-tpu`.
 """
 
-import ast
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
-import json
 import math
 import os
 import re
@@ -33,7 +30,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from utils import CourseError, kernels, lora, sharding, train
+from utils import CourseError, kernels, lora, sharding, train, unexpected
 from utils.commands import finetune, hlo, options
 from utils.hf import config as hf_config
 from utils.transformer import Config, Transformer
@@ -78,9 +75,7 @@ class Plan:
     batch_size: int
     seq_len: int
     fits: bool
-    bytes_per_chip: dict[
-        str, int
-    ]  # arguments, temporaries, outputs (not donated), and their sum: peak
+    bytes_per_chip: dict[str, int]  # arguments, temporaries, outputs (not donated), peak: their sum
     weights_per_chip: int  # the frozen base's part of the arguments
     memory_per_chip: int
     flops: float  # of the whole step, on all chips together
@@ -171,26 +166,23 @@ def compile_for(
     whole = sizes | dict(rank=rank, gradient_accumulation_steps=steps, tp=tp)
     for name, value in (whole | ({} if fsdp is None else dict(fsdp=fsdp))).items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CourseError(f"{name}: expected a whole number of at least 1, found {value!r}")
+            raise unexpected(name, "a whole number of at least 1", repr(value))
     if seq_len > (most := config.max_position_embeddings):
-        what = f"expected at most {most}, the model's max_position_embeddings"
-        raise CourseError(f"seq_len: {what}, found {seq_len}")
+        raise unexpected("seq_len", f"at most {most}, the model's max_position_embeddings", seq_len)
     sizes |= dict(accumulation_steps=steps, gradient_checkpointing=gradient_checkpointing)
     with _captured_stderr() as messages:
         devices = _devices(topology)
         fsdp = fsdp or max(1, len(devices) // tp)
         sharding.check(config, fsdp=fsdp, tp=tp)
         if fsdp * tp != len(devices):
-            expected = f"expected fsdp x tp = {len(devices)} ({topology})"
-            raise CourseError(f"mesh: {expected}, found {fsdp} x {tp}")
+            raise unexpected("mesh", f"fsdp x tp = {len(devices)} ({topology})", f"{fsdp} x {tp}")
         if batch_size % (steps * fsdp):
             parts = f"fsdp={fsdp}" + f" in {steps} accumulation steps" * (steps > 1)
             what = f"{batch_size} rows do not divide over {parts}"
             raise CourseError(f"batch_size: {what}: choose a multiple of {steps * fsdp}")
         mesh = sharding.make_mesh(fsdp=fsdp, tp=tp, devices=devices)
-        lowered, weights, arguments, adapter = _lowered(
-            mesh, config, rank, target_modules, dtype, **sizes
-        )
+        model = mesh, config, rank, target_modules, dtype
+        lowered, weights, arguments, adapter = _lowered(*model, **sizes)
         started, text = time.perf_counter(), ""
         try:
             compiled = lowered.compile()
@@ -229,10 +221,8 @@ def _devices(topology: str) -> list:
     """The abstract devices of a slice. Raises `CourseError` for one that the compiler does not have."""
     name = SLICES.get(topology, topology)
     if name.split(":")[0] not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+)+", name):
-        raise CourseError(
-            f"topology: expected one of {', '.join(SLICES)}, or such as v5e:2x4 of "
-            f"{', '.join(CHIPS)}, found {topology!r}"
-        )
+        expected = f"one of {', '.join(SLICES)}, or such as v5e:2x4 of {', '.join(CHIPS)}"
+        raise unexpected("topology", expected, repr(topology))
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask the network which TPU this is
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken: several may plan
     settings = {}
@@ -291,7 +281,7 @@ def _lowered(
 
 @contextlib.contextmanager
 def _captured_stderr():
-    """What compilers write to standard error meanwhile: afterwards, the one text of the yielded list."""
+    """Yields a list whose one text is, afterwards, what compilers wrote to standard error."""
     text = [""]
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:
@@ -306,126 +296,21 @@ def _captured_stderr():
             text[0] = file.read().decode(errors="replace")
 
 
-# Files of the code that decides the compiled step, and of some only these definitions.
-SOURCES = dict.fromkeys(
-    ("attention.py", "kernels/__init__.py", "kernels/precision.py", "kernels/tpu.py", "lora.py",
-     "losses.py", "rope.py", "sharding.py", "stacked.py", "transformer.py"), (),
-)  # fmt: skip
-SOURCES |= {
-    "train.py": ("make_step", "_accumulated", "optimizer"),
-    "commands/finetune.py": ("loss_fn", "optimizer"),
-    "commands/plan.py": ("_lowered",),
-}
-
-
-def fingerprint(config: Config, **settings) -> str:
-    """sha256 of a configuration, settings, and the code that decides the compiled step.
-
-    A recorded plan is old when its fingerprint is. Comments, docstrings, annotations and formatting do not count.
-    """
-    sha = hashlib.sha256()
-    sha.update(json.dumps([dataclasses.asdict(config), settings], sort_keys=True).encode())
-    for name, definitions in SOURCES.items():
-        body = ast.parse((ROOT / "utils" / name).read_text("utf-8")).body
-        if definitions:
-            body = [node for node in body if getattr(node, "name", None) in definitions]
-        sha.update(f"{name} {_code(body)}".encode())
-    return sha.hexdigest()
-
-
-def _code(node) -> str:
-    """A syntax tree as text, without docstrings and annotations: `ast.dump`, but the same in every version of Python."""
-    if isinstance(node, list):
-        documents = (
-            node and isinstance(node[0], ast.Expr) and isinstance(node[0].value, ast.Constant)
-        )
-        return f"[{', '.join(map(_code, node[1:] if documents else node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    idle = ("annotation", "returns") if isinstance(node, ast.arg | ast.FunctionDef) else ()
-    fields = (
-        (n, value)
-        for n, value in ast.iter_fields(node)
-        if value not in (None, []) and n not in idle
-    )
-    return f"{type(node).__name__}({', '.join(f'{n}={_code(value)}' for n, value in fields)})"
-
-
-# --------------------------------------------------------------------------------------------- estimates
-
-
 def step_flops(
     config: Config, *, batch_size: int, seq_len: int, adapter: int, gradient_checkpointing: bool
 ) -> float:
     """Floating-point operations of one LoRA step, counted from the sizes: a multiply-add is two.
 
-    Frozen weights are multiplied in the forward pass and once in the backward pass (they get no gradient
-    of their own), and once more with `gradient_checkpointing`; attention's two products twice in the
-    backward pass; the output layer never again. `adapter` is its number of parameters.
+    Frozen weights, which get no gradient, are multiplied once in each pass and once more with
+    `gradient_checkpointing` (not the output layer), attention's two products twice in the backward pass.
     """
     c, again = config, int(gradient_checkpointing)
     counts = c.count_parameters()
     blocks = 2 * (counts["attention"] + counts["mlp"]) * (2 + again)
-    scores = (
-        2 * c.num_hidden_layers * 2 * seq_len * c.num_attention_heads * c.head_dim * (3 + again)
-    )
+    products = 2 * 2 * seq_len * c.num_attention_heads * c.head_dim  # of attention, in a layer
+    scores = c.num_hidden_layers * products * (3 + again)
     head = 2 * c.vocab_size * c.hidden_size * 2
     return float(batch_size * seq_len * (blocks + scores + head + 2 * adapter * (3 + again)))
-
-
-def estimate(
-    config: Config, *, batch_size: int, seq_len: int, rank: int = 16, fsdp: int = 1, tp: int = 1,
-    gradient_checkpointing: bool = True, loss_chunk_size: int = 1024, chip: str = "",
-) -> dict[str, int]:  # fmt: skip
-    """Bytes on each chip during `finetune`'s step on a bfloat16 base, by purpose, without a compiler.
-
-    "weights", "adapter" (Adam's two moments with it), "saved" (what the layers keep for the backward
-    pass), and the larger of two moments in time: "head" and "logits" (the loss: the output layer,
-    all-gathered, and a chunk's logits), or "gathered" and "layer" (one layer in the backward pass: its
-    weights, all-gathered, and its arrays). Their sum is the peak: within 15% of the compiler's on every
-    plan of benchmarks/results/plans.jsonl. Chapter 13 derives each term. `chip` is a slice's name: a
-    v6e's compiler fuses more. Raises `CourseError` for sizes that do not divide.
-    """
-    c = config
-    sharding.check(c, fsdp=fsdp, tp=tp)
-    if batch_size % fsdp:
-        what = f"{batch_size} rows do not divide over fsdp={fsdp}: choose a multiple of {fsdp}"
-        raise CourseError(f"batch_size: {what}")
-    D, F, L, V = c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.vocab_size
-    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
-    q, kv = heads * c.head_dim, kv_heads * c.head_dim
-    kv_tp = 1 if kv_heads % tp else tp  # heads that do not divide are replicated
-    # outputs, inputs, and into how many parts tp cuts the outputs (column) or the inputs (row)
-    column = [(q, D, tp), (kv, D, kv_tp), (kv, D, kv_tp), (F, D, tp), (F, D, tp)]
-    row = [(D, q, tp), (D, F, tp)]
-    matrices = sum(o * i // (n * fsdp) for o, i, n in column + row)
-    biases = c.attention_bias * (q // tp + 2 * kv // kv_tp) + c.o_proj_bias * D // fsdp
-    biases += c.mlp_bias * (2 * F // tp + D // fsdp)
-    table = V * D // tp  # embedding or output layer, all-gathered
-    tables = (2 - c.tie_word_embeddings) * table // fsdp
-    parameters = L * (matrices + biases + 2 * D) + D + tables
-    adapter = L * rank * sum(o // n + i // fsdp for o, i, n in column)
-    adapter += L * rank * sum(o // fsdp + i // n for o, i, n in row)
-
-    rows = batch_size // fsdp
-    tokens = rows * seq_len
-    scores, mlp = rows * (heads // tp) * seq_len * seq_len, tokens * F // tp
-    in_chunk = rows * max(1, min(loss_chunk_size, batch_size * seq_len) // batch_size)
-    block = 2 * matrices * fsdp if fsdp > 1 else 0  # a layer's weights, all-gathered, in bfloat16
-    kept = 2 * tokens * D  # a layer's input; or all that its backward pass needs, weights included
-    if not gradient_checkpointing:
-        kept = 6 * scores + 12 * mlp + 14 * tokens * D
-        kept += 2 * tokens * (q // tp + 2 * kv // kv_tp) + block
-    head = 2 * table if fsdp > 1 else 0
-    # In the backward pass a softmax has its value and its gradient, each in float32 and in bfloat16.
-    loss = max(head, 12 * in_chunk * V // tp) + 2 * adapter
-    # With one row or one key/value head on a chip, and on a v6e, attention's softmax is fused with the
-    # products around it, and has no array in float32.
-    fused = rows == 1 or kv_heads <= tp or chip.startswith("v6e")
-    layer = (4 if fused else 8) * scores + 7 * 2 * mlp + 16 * 2 * tokens * D + 6 * adapter
-    moments = {"head": head, "logits": loss}, {"gathered": block, "layer": layer}
-    always = {"weights": 2 * parameters, "adapter": 12 * adapter, "saved": L * kept}
-    return always | max(moments, key=lambda moment: sum(moment.values()))
 
 
 def _bound(
@@ -442,14 +327,12 @@ def _bound(
     read += 2 * config.vocab_size * config.hidden_size * heads
     seconds = {"compute": flops / (fsdp * tp * chip.flops), "memory": read / tp / chip.bandwidth}
     peak = f"{chip.flops / 1e12:g} TFLOP/s in bfloat16 and {chip.bandwidth / 1e9:g} GB/s"
-    reads = (
-        f"{read / tp / 1e9:.1f} GB of weights read, each block's {passes} times, the output layer's"
-    )
+    reads = f"{read / tp / 1e9:.1f} GB of weights read, each block's {passes} times"
     return {
         "seconds": seconds | {"bound": max(seconds.values())},
         "assumptions": (
             f"{peak} ({chip.source})",
             f"{flops:.3g} operations, at the peak",
-            f"{reads} {heads}; activations and collectives not counted",
+            f"{reads}, the output layer's {heads}; activations and collectives not counted",
         ),
     }

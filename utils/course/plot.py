@@ -5,6 +5,7 @@ by colour-blind readers and stand out on the figures' own paper, which the site 
 the dark theme too. A figure's title is its claim; its axes carry units.
 """
 
+import collections
 import json
 from collections.abc import Sequence
 
@@ -16,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from utils import CourseError
-from utils.sharding import parts
 
 PAPER, INK, GREY = "#fbfaf7", "#1b2733", "#6b7280"
 COLORS = {
@@ -78,8 +78,17 @@ def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
     return (total[end] - total[start]) / (end - start)
 
 
+def parts(array) -> dict[tuple[int, int, int, int], list[int]]:
+    """(first row, end row, first column, end column) of the last two axes -> devices' numbers."""
+    devices_of = collections.defaultdict(list)
+    for device, index in array.sharding.devices_indices_map(tuple(array.shape)).items():
+        ends = [(0, 1), *(s.indices(size)[:2] for s, size in zip(index, array.shape))][-2:]
+        devices_of[(*ends[0], *ends[1])].append(device.id)
+    return {place: sorted(devices) for place, devices in sorted(devices_of.items())}
+
+
 def sharding(array, title: str = "Which device holds which part") -> tuple[Figure, Axes]:
-    """A drawing of which device holds which part of an array, from `utils.sharding.parts`.
+    """A drawing of which device holds which part of an array, from `parts`.
 
     Each rectangle bears its devices' numbers, so that no colour is needed. `array` is anything with
     a shape and a sharding; nothing need be allocated to draw a plan.

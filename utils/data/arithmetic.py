@@ -1,18 +1,15 @@
 r"""Word problems without a network: seeded little stories of small sums, with worked answers.
 
-The real data set for this is GSM8K (Cobbe et al. 2021), whose problems take two to eight steps: too
-many for a model of 135 M parameters, and not always to be had. The problems here take one to three
-steps with small numbers, so that a short fine-tuning on a CPU can be measured. A frame
-(`assets/arithmetic.toml`) is a story with holes, and the work that answers it:
+The real data set, GSM8K (Cobbe et al. 2021), takes two to eight steps: too many for a model of
+135 M parameters, and not always to be had. These take one to three steps with small numbers, so
+that a short fine-tuning on a CPU can be measured. A frame (`assets/arithmetic.toml`) is a story
+with holes, and the work that answers it:
 
     {name} has {a} {things}. {friend} gives {him} {b} more. How many {things} does {name} have now?
     Now {name} has [a + b] {things}.      ->      Now Mia has 7 + 5 = 12 apples.
 
-The results of the steps are called x, y and z, and later steps may use them.
-
-Training and held-out problems are disjoint by construction: the frame and the numbers alone decide
-which split a problem belongs to. So a held-out problem was not seen in training, not even about
-somebody else and other things.
+Later steps may use the results of earlier ones: x, y and z. The frame and the numbers alone decide
+the split of a problem: what is held out was not seen in training, not even about somebody else.
 """
 
 import operator
@@ -23,26 +20,23 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import CourseError
-from utils.data.stories import BOYS, GIRLS, PRONOUNS
+from utils import unexpected
 
 HELD_OUT = 8  # one in so many combinations of frame and numbers is held out
 # difficulty: (steps of a problem, largest number to add, largest to multiply by, largest result)
-LEVELS = {
-    1: ((1,), 20, 9, 100),
-    2: ((1, 2), 20, 9, 100),
-    3: ((2, 3), 99, 12, 1_000),
-}
+LEVELS = {1: ((1,), 20, 9, 100), 2: ((1, 2), 20, 9, 100), 3: ((2, 3), 99, 12, 1_000)}
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 _TEXTS = tomllib.loads((Path(__file__).parent / "assets" / "arithmetic.toml").read_text("utf-8"))
-THINGS, BOXES = _TEXTS["things"], _TEXTS["boxes"]  # boxes: (singular, plural)
+GIRLS, BOYS, THINGS = _TEXTS["girls"], _TEXTS["boys"], _TEXTS["things"]
+BOXES = _TEXTS["boxes"]  # (singular, plural)
+PRONOUNS = {True: ("she", "her", "her", "herself"), False: ("he", "him", "his", "himself")}
 FRAMES = [(frame["tellings"], frame["work"]) for frame in _TEXTS["frames"]]
 STEPS = [work.count("[") for _, work in FRAMES]  # of each frame
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A word problem, the work that answers it in short sentences, and the answer, a whole number."""
+    """A word problem, the work that answers it in short sentences, and the answer."""
 
     problem: str
     work: str
@@ -56,9 +50,9 @@ def generate(n: int, split: str = "train", difficulty: int = 2, seed: int = 0) -
     (two or three steps, larger numbers). Raises CourseError for other values.
     """
     if split not in ("train", "test"):
-        raise CourseError(f"split: expected train or test, found {split!r}")
+        raise unexpected("split", "train or test", repr(split))
     if difficulty not in LEVELS:
-        raise CourseError(f"difficulty: expected one of {[*LEVELS]}, found {difficulty!r}")
+        raise unexpected("difficulty", f"one of {[*LEVELS]}", repr(difficulty))
     rng, sums = random.Random(f"arithmetic {seed} {split} {difficulty}"), {}
     while len(sums) < n:
         if (drawn := _draw(rng, split, difficulty)) is not None:
@@ -77,15 +71,13 @@ def _draw(rng: random.Random, split: str, difficulty: int) -> Sum | None:
     number = rng.choice(steps)  # first the number of steps, so that each is as frequent
     frame = rng.choice([frame for frame, count in enumerate(STEPS) if count == number])
     tellings, work = FRAMES[frame]
-    while True:  # numbers that work out
-        tops = (
-            dict.fromkeys("abc", added) | dict.fromkeys("nmkj", factor) | {"t": largest, "d": 100}
-        )
-        # All tellings of a frame have the same holes for numbers.
-        names = [name for name in tops if f"{{{name}}}" in tellings[0]]
-        numbers = {name: rng.randint(2, tops[name]) for name in names}
-        if (results := _results(work, numbers, largest)) is not None:
-            break
+    tops = dict.fromkeys("abc", added) | dict.fromkeys("nmkj", factor) | {"t": largest, "d": 100}
+    # All tellings of a frame have the same holes for numbers.
+    tops = {name: top for name, top in tops.items() if f"{{{name}}}" in tellings[0]}
+    results = None
+    while results is None:  # until the numbers work out
+        numbers = {name: rng.randint(2, top) for name, top in tops.items()}
+        results = _results(work, numbers, largest)
     if held_out(frame, numbers) != (split == "test"):
         return None
     holes, answer = _cast(rng) | numbers, results[-1][1]
@@ -94,7 +86,7 @@ def _draw(rng: random.Random, split: str, difficulty: int) -> Sum | None:
 
 
 def _results(work: str, numbers: dict[str, int], largest: int) -> list[tuple[str, int]] | None:
-    """Each step as ("7 + 5 = 12", 12); None where a result is no whole number from 2 to `largest`."""
+    """Each step as ("7 + 5 = 12", 12); None if a result is no whole number from 2 to `largest`."""
     known, steps = dict(numbers), []
     for name, (left, sign, right) in zip("xyz", re.findall(r"\[(\w) (.) (\w)\]", work)):
         a, b = known[left], known[right]
@@ -107,7 +99,7 @@ def _results(work: str, numbers: dict[str, int], largest: int) -> list[tuple[str
 
 def _cast(rng: random.Random) -> dict[str, str]:
     she = rng.random() < 0.5
-    name, friend = rng.choice(GIRLS if she else BOYS), rng.choice(GIRLS + BOYS)
+    name = friend = rng.choice(GIRLS if she else BOYS)
     while friend == name:
         friend = rng.choice(GIRLS + BOYS)
     box, boxes = rng.choice(BOXES)

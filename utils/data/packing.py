@@ -1,70 +1,16 @@
-"""Packing: stories of many lengths into rows of one length, the form in which a model is trained.
+"""Packing: stories and examples of many lengths as rows of one length, which a model is trained on.
 
-Three ways, which a page compares: `pad_rows` gives each story a row of its own and wastes the rest
-of it; `concat_then_split` puts all stories in one line and cuts it every T tokens; `best_fit` keeps
-stories whole where it can. `batches` is what a pretraining run reads: the line of `Windows`,
-shuffled anew each epoch, endless and resumable.
+`batches` is what a pretraining run reads: all stories in one line, seen as `Windows`, shuffled anew
+each epoch, endless and resumable. `assign_rows` says which examples to fine-tune on share a row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import grain
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Int32
 
-from utils import CourseError
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Rows of equal length. `segment_ids` numbers the stories in a row from 1; 0 marks padding."""
-
-    tokens: Int[np.ndarray, "N T"]
-    segment_ids: Int[np.ndarray, "N T"]
-    dropped: float = 0.0  # the share of the stories' tokens that no row holds
-
-    @property
-    def wasted(self) -> float:
-        """The share of positions that hold padding: computed, paid for, and thrown away."""
-        return float((self.segment_ids == 0).mean())
-
-
-def pad_rows(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
-    """One story a row, after its start token; cut at `context` (the rest is dropped) or padded to it."""
-    packed = _fill([[np.concatenate([[eot], row])[:context]] for row in rows], context, eot)
-    total = sum(len(row) + 1 for row in rows)
-    kept = float((packed.segment_ids > 0).sum()) / total
-    return Packed(packed.tokens, packed.segment_ids, 1 - kept)
-
-
-def concat_then_split(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
-    """All stories in one line, each after its start token, cut every `context` tokens.
-
-    Only the last row has padding.
-    """
-    parts: list[list[np.ndarray]] = [[]]
-    room = context
-    for row in rows:
-        story = np.concatenate([[eot], row])
-        while len(story):
-            if room == 0:
-                parts.append([])
-                room = context
-            parts[-1].append(story[:room])
-            story, room = story[room:], room - len(parts[-1][-1])
-    return _fill(parts, context, eot)
-
-
-def best_fit(rows: Sequence[np.ndarray], context: int, *, eot: int) -> Packed:
-    """Whole stories where they fit: each piece goes into the fullest row that still has room for it.
-
-    A story longer than `context` is cut into pieces first. Longest pieces are assigned first.
-    """
-    stories = [np.concatenate([[eot], row]) for row in rows]
-    pieces = [s[i : i + context] for s in stories for i in range(0, len(s), context)]
-    assigned = assign_rows([len(piece) for piece in pieces], context)
-    return _fill([[pieces[i] for i in row] for row in assigned], context, eot)
+from utils import unexpected
 
 
 def assign_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -72,9 +18,8 @@ def assign_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
 
     Longest first, each into the fullest row where it fits.
     """
-    open_rows: list[list[int]] = [
-        [] for _ in range(room + 1)
-    ]  # open_rows[r]: rows with r free positions
+    # open_rows[r]: rows with r free positions
+    open_rows: list[list[int]] = [[] for _ in range(room + 1)]
     rows: list[list[int]] = []
     for piece in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         free = next((r for r in range(lengths[piece], room + 1) if open_rows[r]), None)
@@ -86,18 +31,6 @@ def assign_rows(lengths: Sequence[int], room: int) -> list[list[int]]:
         rows[row].append(piece)
         open_rows[free - lengths[piece]].append(row)
     return rows
-
-
-def _fill(parts: list[list[np.ndarray]], context: int, eot: int) -> Packed:
-    tokens = np.full((len(parts), context), eot, np.int32)
-    segment_ids = np.zeros((len(parts), context), np.int32)
-    for row, pieces in enumerate(parts):
-        start = 0
-        for number, piece in enumerate(pieces, start=1):
-            tokens[row, start : start + len(piece)] = piece
-            segment_ids[row, start : start + len(piece)] = number
-            start += len(piece)
-    return Packed(tokens, segment_ids)
 
 
 class Windows:
@@ -113,10 +46,9 @@ class Windows:
         self.tokens = np.concatenate([*line, [eot]]).astype(np.int32)
         self.context = context
         if len(self) < 1:
-            raise CourseError(
-                f"stories: expected at least {context + 1} tokens in all (one window of context"
-                f" {context}), found {len(self.tokens)}: add stories or shorten the context"
-            )
+            expected = f"at least {context + 1} tokens in all (one window of context {context})"
+            fix = "add stories or shorten the context"
+            raise unexpected("stories", expected, len(self.tokens), fix)
 
     def __len__(self) -> int:
         return (len(self.tokens) - 1) // self.context
@@ -136,10 +68,9 @@ def batches(
     """
     source = Windows(rows, context, eot=eot, seed=seed)
     if len(source) < batch_size:
-        raise CourseError(
-            f"batch_size: expected at most {len(source)} (the windows of context {context} in these"
-            f" stories), found {batch_size}: add stories, or make the batch smaller"
-        )
+        expected = f"at most {len(source)} (the windows of context {context} in these stories)"
+        fix = "add stories, or make the batch smaller"
+        raise unexpected("batch_size", expected, batch_size, fix)
     return endless(grain.MapDataset.source(source).seed(seed).shuffle().repeat(), batch_size)
 
 

@@ -1,14 +1,12 @@
-"""Supervised fine-tuning data: from problems with answers to rows of tokens, and which of them
-count in the loss.
+"""Data for supervised fine-tuning: from problems to rows of tokens, and which count in the loss.
 
     problem -> prompt, completion (text, by the chat template) -> tokens
             -> rows {inputs, targets, loss_mask, segment_ids} [R, T]
 
-The loss is taken on the completion only: `loss_mask` is 1 where the target is a completion token,
-its end-of-text included, and 0 elsewhere. Trained on everything, a model also learns to write
-questions. Several examples share a row (packing), numbered by `segment_ids`, which keep attention
-apart. An example longer than a row is skipped, or cut: a cut completion ends where the row ends,
-and never in an end-of-text, or the model would learn to stop in mid-sentence.
+`loss_mask` is 1 where the target is a completion token, its end-of-text included: trained on
+everything, a model also learns to write questions. Several examples share a row (packing), numbered
+by `segment_ids`, which keep attention apart. An example longer than a row is skipped, or cut. A cut
+completion has no end-of-text, or the model would learn to stop in mid-sentence.
 """
 
 import dataclasses
@@ -25,7 +23,7 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from utils import CourseError, checkpoints
+from utils import CourseError, checkpoints, unexpected
 from utils.data.packing import assign_rows, endless
 from utils.data.problems import Problem
 from utils.hf.chat import Tokenizer
@@ -36,10 +34,7 @@ VERSION = 1  # of what `tokenise` returns: a new number leaves old caches behind
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Tokenised examples in one line; the first `prompts[i]` tokens of example i are its prompt.
-
-    Example i is `ids[starts[i]:starts[i + 1]]`.
-    """
+    """Example i is `ids[starts[i]:starts[i + 1]]`; the first `prompts[i]` tokens are its prompt."""
 
     ids: Int32[np.ndarray, "N"]
     starts: Int64[np.ndarray, "_"]  # E + 1 of them
@@ -65,7 +60,7 @@ class Examples:
 
 
 def render(problem: Problem, tok: Tokenizer, chat: bool = True) -> tuple[str, str]:
-    """(prompt, completion) as text; joined, they are the text to learn from, without the end-of-text.
+    """(prompt, completion): the text to learn from, without the end-of-text.
 
     By the model's chat template, with the answer's reasoning kept; not `chat`, for base models: the
     message as it is. The prompt is to the letter what the model will be asked with later.
@@ -85,15 +80,13 @@ def tokenise(
 ) -> Examples:
     """Every problem as tokens, with the end-of-text after its completion.
 
-    Prompt and completion are encoded apart and joined, as a model meets them: it reads the prompt,
-    and then goes on. With a `cache` folder the result is kept there, under the checksum of
-    everything that it depends on.
+    Prompt and completion are encoded apart and joined: a model reads the prompt, and then goes on.
+    In a `cache` folder the result is kept under the checksum of everything that it depends on.
     """
     if not problems:
-        raise CourseError("problems: expected at least one, found none: there is nothing to learn")
+        raise unexpected("problems", "at least one", "none", "there is nothing to learn")
     if tok.eos_token_id is None:
-        what = "expected a tokenizer with an end-of-text token, found none"
-        raise CourseError(f"{tok.name}: {what}")
+        raise unexpected(tok.name, "a tokenizer with an end-of-text token", "none")
     key = hashlib.sha256(f"{VERSION} {tok.digest} {chat}".encode())
     for problem in problems:
         key.update(json.dumps([problem.messages, problem.response]).encode())
@@ -127,29 +120,25 @@ def fitting(examples: Examples, lengths: Sequence[int]) -> dict[int, int]:
 
 
 def within(examples: Examples, max_seq_length: int, *, cut: bool = False) -> Examples:
-    """The examples that fit a row; with `cut` the longer ones too, their completions cut off. Logs
-    how many.
+    """The examples that fit a row; with `cut` the longer ones too, cut off. Logs how many.
 
-    An example has one input less than tokens. One whose prompt alone fills the row has no
-    completion left, and is skipped in either case. Raises CourseError when none is left.
+    An example has one input less than tokens. One whose prompt alone fills the row is skipped in
+    either case. Raises CourseError when none is left.
     """
-    T = max_seq_length
+    T, sizes = max_seq_length, examples.lengths - 1
     if T < 2:
-        raise CourseError(f"max_seq_length: expected at least 2 tokens, found {T}")
-    lengths = examples.lengths
-    too_long, no_room = lengths - 1 > T, examples.prompts > T
+        raise unexpected("max_seq_length", "at least 2 tokens", T)
+    too_long, no_room = sizes > T, examples.prompts > T
     kept = np.flatnonzero(~no_room if cut else ~too_long)
     if not len(kept):
-        raise CourseError(
-            f"max_seq_length: {T} tokens are too few: the shortest of {len(lengths)} examples has"
-            f" {lengths.min() - 1}: give at least {int(np.quantile(lengths - 1, 0.9))},"
-            " which nine in ten fit"
-        )
+        what = f"{T} tokens are too few: the shortest of {len(sizes)} examples has {sizes.min()}"
+        fix = f"give at least {int(np.quantile(sizes, 0.9))}, which nine in ten fit"
+        raise CourseError(f"max_seq_length: {what}: {fix}")
     if too_long.any():
-        cuts = int((too_long & ~no_room).sum())
-        done = f"{cuts} cut, {int(no_room.sum())} skipped" if cut else "skipped"
-        count = int(too_long.sum())
-        logger.info(f"{count} of {len(lengths)} examples are longer than {T} tokens: {done}")
+        cuts = (too_long & ~no_room).sum()
+        done = f"{cuts} cut, {no_room.sum()} skipped" if cut else "skipped"
+        longer = f"{too_long.sum()} of {len(sizes)} examples are longer than {T} tokens"
+        logger.info(f"{longer}: {done}")
     rows = [examples.example(i)[0][: T + 1] for i in kept]
     return Examples.of(rows, examples.prompts[kept])
 
@@ -157,12 +146,10 @@ def within(examples: Examples, max_seq_length: int, *, cut: bool = False) -> Exa
 def to_rows(
     examples: Examples, max_seq_length: int, *, packing: bool = True, completion_only: bool = True
 ) -> dict[str, np.ndarray]:
-    """Rows of `max_seq_length` tokens: inputs, targets, segment_ids [R, T] int32 and loss_mask [R,
-    T] float32.
+    """Rows of T tokens: inputs, targets, segment_ids [R, T] int32 and loss_mask [R, T] float32.
 
-    With `packing`, whole examples share a row where they fit, longest first (best fit); without,
-    one a row. Segment 0 is padding: not in the loss, and no example sees it. `examples` come from
-    `within`.
+    With `packing`, examples share a row where they fit, longest first (best fit). Segment 0 is
+    padding: not in the loss, and no example sees it. `examples` come from `within`.
     """
     sizes = examples.lengths - 1
     assigned = assign_rows(sizes, max_seq_length) if packing else [[i] for i in range(len(sizes))]
@@ -176,28 +163,25 @@ def to_rows(
             here = row, slice(start, start + len(ids) - 1)
             rows["inputs"][here], rows["targets"][here] = ids[:-1], ids[1:]
             rows["segment_ids"][here] = number
-            # Target t is token t + 1: the first completion token is the target of the prompt's last.
+            # Target t is token t + 1: the prompt's last token has the completion's first as target.
             first = prompt if completion_only else 1
             rows["loss_mask"][here] = np.arange(1, len(ids)) >= first
             start += len(ids) - 1
     return rows
 
 
-def batches(
-    rows: dict[str, np.ndarray], batch_size: int, *, seed: int = 0
-) -> grain.DatasetIterator:
-    """Endless batches of rows, in a new order each epoch. `get_state` and `set_state` continue exactly.
+def batches(rows: dict[str, np.ndarray], batch_size: int, *, seed=0) -> grain.DatasetIterator:
+    """Endless batches of rows, in a new order each epoch; `get_state`, `set_state` resume exactly.
 
     `batch_size` is that of all processes together; each gets its own part, out of the same order.
     So a run may be continued with another number of processes.
     """
     count, hosts, host = len(rows["inputs"]), jax.process_count(), jax.process_index()
     if batch_size % hosts:
-        what = f"expected a multiple of the {hosts} processes, found {batch_size}"
-        raise CourseError(f"batch_size: {what}")
+        raise unexpected("batch_size", f"a multiple of the {hosts} processes", batch_size)
     if count < batch_size:
-        what = f"expected at most {count} (the rows of this data), found {batch_size}"
-        raise CourseError(f"batch_size: {what}: add examples, or make the batch smaller")
+        most = f"at most {count} (the rows of this data)"
+        raise unexpected("batch_size", most, batch_size, "add examples, or make the batch smaller")
     mine = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
 
     def take(numbers) -> dict[str, np.ndarray]:

@@ -1,2 +1,1 @@
-"""How good a model is: bits per character of text, exact match of answers, and how sure either
-number is."""
+"""How good a model is: bits per character, exact match of answers, and how sure either one is."""

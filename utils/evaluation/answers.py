@@ -1,15 +1,14 @@
 r"""Is an answer right? Three questions, kept apart, and the same for every model.
 
-- `extract`: which answer does a text give? Lenient, so that a model which knows the number but not the form is not
-  called wrong: the last `\boxed{...}`, else what follows the last `####` (GSM8K's mark), else the last number.
+- `extract`: which answer does a text give? Lenient: a number in another form is an answer too.
 - `formatted`: does it give it in the form that the prompt asks for? That is scored apart.
-- `equal`: do two answers mean the same? `\frac{1}{2}` is 0.5, and `\{2, 1\}` is `\{1, 2\}`. The library math-verify
-  (Hugging Face) decides, on top of SymPy.
+- `equal`: do two answers mean the same? `\frac{1}{2}` is 0.5, and `\{2, 1\}` is `\{1, 2\}`. The
+  library math-verify (Hugging Face) decides, on top of SymPy.
 
-An answer comes out of a model: it can be `9^{9^{9^{9}}}`, which nobody can compute. math-verify ends such work by a
-signal, which exists in a process's main thread alone, and does not interrupt the arithmetic of huge numbers. So it
-works in a process of its own (`judge.py`), which is killed when it does not reply in time. A pool of `multiprocessing`
-would not do: its processes import the caller's script again, and jax with it.
+A model can answer `9^{9^{9^{9}}}`, which nobody can compute. math-verify ends such work by a
+signal, which only a main thread gets, and which does not interrupt the arithmetic of huge numbers.
+So it works in a process of its own (`judge.py`), killed when it does not reply in time. A pool of
+`multiprocessing` would not do: its processes import the caller's script again, and jax with it.
 """
 
 import atexit
@@ -28,10 +27,9 @@ from utils.data.problems import BOX, answer_part, boxes
 logger = logging.getLogger(__name__)
 SECONDS = 10.0  # for one comparison, of which nearly all take milliseconds
 START_SECONDS = 120.0  # for the process to import SymPy, on a busy machine
-# A sign, a currency, digits with or without thousands' commas, decimals, a denominator, a per cent sign.
-NUMBER = (
-    r"(?<![\w.])[-+−]?[$€£]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-)
+# A sign, a currency, digits with or without thousands' commas, decimals, a denominator, a per cent.
+NUMBER = r"(?<![\w.])[-+−]?[$€£]?"
+NUMBER += r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 NUMBER += r"(?:/[0-9]+)?(?:\\?%)?"
 UNIT = r"(?:[A-Za-z]{3,}|[cmk]m|kg|lb|oz|ft|in|ml|m/s|km/h)\b[A-Za-z ./^\d]*"
 
@@ -39,8 +37,8 @@ UNIT = r"(?:[A-Za-z]{3,}|[cmk]m|kg|lb|oz|ft|in|ml|m/s|km/h)\b[A-Za-z ./^\d]*"
 def extract(text: str) -> str | None:
     r"""The answer that a text gives, as it is written there, or None where it gives none.
 
-    The last `\boxed{...}`, else the line after the last `####`, else the last number; looked for behind `</think>`
-    first, and in the reasoning only where nothing is behind it.
+    The last `\boxed{...}`, else the line after the last `####` (as in GSM8K), else the last number:
+    behind `</think>` first, and in the reasoning only where nothing is behind it.
     """
     for part in (answer_part(text), text):
         if inside := boxes(part):
@@ -64,18 +62,17 @@ def formatted(text: str) -> bool:
 
 
 def equal(answer: str | None, reference: str) -> bool:
-    """Whether an answer means the same as the reference, as math-verify judges; False for None.
+    """Whether an answer means the same as the reference, as math-verify judges, from any thread.
 
-    An answer that cannot be read, or not be compared within `SECONDS`, is not equal. Safe to call
-    from any thread. Raises CourseError where the process that compares cannot be started.
+    None, or what cannot be read, or compared within `SECONDS`, is not equal. Raises CourseError
+    where the process that compares cannot be started.
     """
-    if answer is None or not answer.strip():
-        return False
-    return _judge.same(tidy(answer), tidy(reference))
+    given = answer is not None and bool(answer.strip())
+    return given and _judge.same(tidy(answer), tidy(reference))
 
 
 def tidy(answer: str) -> str:
-    r"""LaTeX that math-verify reads as it was meant: without marks around it, plain words as `\text`."""
+    r"""LaTeX that math-verify reads as meant: without marks around it, plain words as `\text`."""
     answer = re.sub(r"^[\s$*_]+|[\s$*_.,;]+$", "", answer.replace("~", " ").replace("−", "-"))
     answer = re.sub(r"^\\[(\[]|\\[)\]]$", "", answer).strip()
     # "12 dollars" would be 12·d·o·l·l·a·r·s, and "listen" would equal "silent".
@@ -85,15 +82,13 @@ def tidy(answer: str) -> str:
 
 
 class Judge:
-    """The process that compares, started at the first comparison, and again after it had to be
-    killed."""
+    """The process that compares: started at the first comparison, and again after it was killed."""
 
     def __init__(self):
         self.lock, self.process = threading.Lock(), None
 
     def same(self, answer: str, reference: str) -> bool:
-        """Whether the two mean the same; False, with a warning, where that takes too much time or
-        memory."""
+        """Whether the two mean the same; False, with a warning, where the process is silent."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self.start()
@@ -111,20 +106,18 @@ class Judge:
         self.process = subprocess.Popen(command, **pipes, text=True, encoding="utf-8")
         if self._exchange("1", "1", START_SECONDS) != "true":
             self.stop()
-            what = "math-verify does not run: run `make install`, or pip install math-verify"
-            raise CourseError(f"answers: {what}")
+            fix = "run `make install`, or pip install math-verify"
+            raise CourseError(f"answers: math-verify does not run: {fix}")
 
     def stop(self) -> None:
         if self.process is not None:
-            process, self.process = self.process, None
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # a line that nobody will read
-                    pipe.close()
+            self.process.kill()
+            with contextlib.suppress(OSError):  # a line that nobody will read
+                self.process.communicate()
+            self.process = None
 
     def _exchange(self, answer: str, reference: str, seconds: float) -> str:
-        """One line there, one line back; empty where the process ended or, out of time, was killed."""
+        """One line there, one line back; "" where the process ended, or was killed for its time."""
         process = self.process
         timer = threading.Timer(seconds, process.kill)
         timer.start()

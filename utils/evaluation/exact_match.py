@@ -1,9 +1,8 @@
 """How many problems does a model answer right? One model, or the base against its adapter.
 
-An answer is right or wrong, and a share of right ones comes from a sample: 30 of 100 says that the
-model would answer 22% to 40% of all such problems. Two models that answer the same problems are
-compared problem by problem (`paired`), which tells smaller differences from luck than two shares
-side by side do.
+A share of right answers comes from a sample: 30 of 100 says that the model would answer 22% to 40%
+of all such problems. Two models that answer the same problems are compared problem by problem
+(`paired`), which tells smaller differences from luck than two shares side by side do.
 """
 
 import dataclasses
@@ -16,18 +15,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool
 
-from utils import CourseError, generate, lora, train
+from utils import generate, lora, train, unexpected
 from utils.data import sft
 from utils.data.problems import Problem
 from utils.evaluation import answers
 from utils.evaluation.intervals import newcombe, wilson
 
 JUDGEMENTS = {"exact_match": "correct", "format_rate": "formatted"}
+ROW = "{:14}{:>12}  {:18}{:>8}  {}"  # of a table
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactMatch:
-    """A model's completions of N problems, the answer extracted from each, and two judgements of it."""
+    """A model's completions of N problems, the answer in each, and two judgements of it."""
 
     completions: list[generate.Completion]
     answers: list[str | None]
@@ -37,7 +37,6 @@ class ExactMatch:
 
     @property
     def texts(self) -> list[str]:
-        """The completions' texts."""
         return [completion.text for completion in self.completions]
 
     @property
@@ -71,8 +70,7 @@ class Paired:
     adapter: ExactMatch
 
     def summary(self) -> dict:
-        """Each model's numbers, and the adapter's less the base's with 95% intervals (paired,
-        Newcombe)."""
+        """Each model's numbers, and the adapter's less the base's with 95% intervals (Newcombe)."""
         numbers = {"base": self.base.summary(), "adapter": self.adapter.summary()}
         for name, judgement in JUDGEMENTS.items():
             first, second = getattr(self.base, judgement), getattr(self.adapter, judgement)
@@ -87,47 +85,34 @@ class Paired:
 
 
 def paired(base: ExactMatch, adapter: ExactMatch) -> Paired:
-    """Two models' answers, to compare problem by problem. Raises CourseError for different problems."""
+    """Two models' answers, to compare one by one. Raises CourseError for different problems."""
     if base.references != adapter.references:
-        sizes = f"{len(base.references)} and {len(adapter.references)}"
-        raise CourseError(
-            f"paired: expected answers to the same problems, found {sizes} of different ones:"
-            " evaluate both models on one list"
-        )
+        found = f"{len(base.references)} and {len(adapter.references)} of different ones"
+        same = "answers to the same problems"
+        raise unexpected("paired", same, found, "evaluate both models on one list")
     return Paired(base, adapter)
 
 
 def evaluate(
-    model: nnx.Module | generate.Prepared,
-    tok,
-    problems: Sequence[Problem],
-    *,
-    max_new_tokens: int = 512,
-    batch_size: int = 16,
-    chat: bool = True,
-    progress: bool = True,
-    **options,
+    model, tok, problems, *, max_new_tokens=512, batch_size=16, chat=True, progress=True, **options
 ) -> ExactMatch:
-    """Let a model answer problems, and compare with their answers: greedily, unless `options` (of
-    `generate`) differ.
+    """Let a model (or what `generate.prepare` made of it) answer `Problem`s, and judge its answers.
 
-    Prompts are those of training: through the model's chat template, or as they are (not `chat`),
-    for base models. Every model's answers are extracted alike and leniently (`answers.extract`);
-    `formatted` says which had the form. Raises `CourseError` without problems, for one without an
-    answer to compare with, and for one that the context is too short for, before the first is
-    answered.
+    Greedily, unless `options` (of `generate`) differ. Prompts are those of training: through the
+    model's chat template, or as they are (not `chat`), for base models. Answers in another form
+    than asked for count too (`answers.extract`). Raises `CourseError` without problems, and before
+    the first is answered for one without an answer, or one that the context is too short for.
     """
     if not problems:
-        raise CourseError("problems: expected at least one, found none: there is nothing to answer")
+        raise unexpected("problems", "at least one", "none", "there is nothing to answer")
     if batch_size < 1:
-        raise CourseError(f"batch_size: expected at least 1, found {batch_size}")
+        raise unexpected("batch_size", "at least 1", batch_size)
     for number, problem in enumerate(problems, start=1):
         if not problem.answer:
-            what = "expected an answer to compare with, found none: add one"
-            raise CourseError(f"problem {number} ({problem.source}): {what}")
+            where = f"problem {number} ({problem.source})"
+            raise unexpected(where, "an answer to compare with", "none", "add one")
     prompts = [sft.render(problem, tok, chat)[0] for problem in problems]
-    # The longest first: what does not fit is refused at once. Batches of one size: fewer shapes to
-    # compile.
+    # The longest first: what does not fit is refused at once. Of one size: one shape to compile.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     size = math.ceil(len(prompts) / math.ceil(len(prompts) / batch_size))
     prepared, options = generate.prepare(model), {"temperature": 0.0} | options
@@ -137,8 +122,8 @@ def evaluate(
             rows = order[start : start + size]
             batch = [prompts[i] for i in rows] + [prompts[rows[-1]]] * (size - len(rows))
             options["seed"] = seed + start
-            batch = generate.generate(prepared, tok, batch, max_new_tokens, **options)
-            for i, completion in zip(rows, batch):
+            made = generate.generate(prepared, tok, batch, max_new_tokens, **options)
+            for i, completion in zip(rows, made):
                 completions[i] = completion
             bar.update(len(rows))
     extracted = [answers.extract(completion.text) for completion in completions]
@@ -149,10 +134,9 @@ def evaluate(
 
 
 def compare(model: nnx.Module, tok, problems: Sequence[Problem], **options) -> Paired:
-    """The base and its adapter on the same problems: one model, whose adapter is switched off and on.
+    """One model with its adapter switched off and on; `options` are those of `evaluate`.
 
-    `options` are those of `evaluate`. Raises CourseError for a model without an adapter, or with a
-    merged one.
+    Raises CourseError for a model without an adapter, or with a merged one.
     """
     with lora.disabled(model):
         base = evaluate(model, tok, problems, **options)
@@ -161,9 +145,7 @@ def compare(model: nnx.Module, tok, problems: Sequence[Problem], **options) -> P
 
 def save(path: str | Path, problems: Sequence[Problem], result: ExactMatch | Paired) -> None:
     """Every problem with its answer and what each model wrote, a JSON object a line."""
-    models = {"base": result}
-    if isinstance(result, Paired):
-        models = {"base": result.base, "adapter": result.adapter}
+    models = vars(result) if isinstance(result, Paired) else {"base": result}
     with open(path, "w", encoding="utf-8") as file:
         for i, problem in enumerate(problems):
             row = {"messages": problem.messages, "answer": problem.answer}
@@ -176,22 +158,22 @@ def save(path: str | Path, problems: Sequence[Problem], result: ExactMatch | Pai
 
 def table(result: ExactMatch | Paired) -> str:
     """The numbers for people: a line for each model, and one for the difference."""
-    numbers, both = result.summary(), isinstance(result, Paired)
-    models = {name: numbers[name] for name in ("base", "adapter")} if both else {"": numbers}
-    count = (numbers["base"] if both else numbers)["problems"]
-    header = f"{f'{count} problems':14}{'exact match':>12}  {'95% interval':18}{'format':>8}"
-    lines = [f"{header}  95% interval"]
-
-    def line(name: str, values: dict, form: str) -> str:
-        cells = []
-        for key in JUDGEMENTS:
-            low, high = values[f"{key}_interval"]
-            cells += [f"{values[key]:{form}}", f"{low:{form}} to {high:{form}}"]
-        return "{:14}{:>12}  {:18}{:>8}  {}".format(name, *cells)
-
-    lines += [line(name, values, ".1%") for name, values in models.items()]
-    if both:
-        lines.append(line("difference", numbers, "+.1%"))
-        gained, lost = numbers["gained"], numbers["lost"]
-        lines.append(f"The adapter answers {gained} that the base does not, and loses {lost}.")
+    numbers = result.summary()
+    count = numbers.get("base", numbers)["problems"]
+    heads = ["exact match", "95% interval", "format", "95% interval"]
+    lines = [ROW.format(f"{count} problems", *heads)]
+    if not isinstance(result, Paired):
+        return "\n".join([*lines, _line("", numbers, ".1%")])
+    lines += [_line(name, numbers[name], ".1%") for name in ("base", "adapter")]
+    lines.append(_line("difference", numbers, "+.1%"))
+    gained, lost = numbers["gained"], numbers["lost"]
+    lines.append(f"The adapter answers {gained} that the base does not, and loses {lost}.")
     return "\n".join(lines)
+
+
+def _line(name: str, numbers: dict, form: str) -> str:
+    cells = []
+    for key in JUDGEMENTS:
+        low, high = numbers[f"{key}_interval"]
+        cells += [f"{numbers[key]:{form}}", f"{low:{form}} to {high:{form}}"]
+    return ROW.format(name, *cells)

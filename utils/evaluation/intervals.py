@@ -1,10 +1,8 @@
-"""How far can a share that was measured on a sample be from the truth? Intervals that hold it 95
-times in 100.
+"""How far can a share of a sample be from the truth? Intervals that hold it 95 times in 100.
 
 30 right answers of 100 do not make a model that answers 30% of all such problems: with 100 others
-it might be 25 or 36. `wilson` says within which bounds the true share lies. Two models that answer
-the same problems are compared problem by problem by `newcombe`: most problems are easy for both or
-hard for both, and only the others tell the models apart.
+it might be 25 or 36 (`wilson`). Two models that answer the same problems are compared problem by
+problem (`newcombe`): those that are easy or hard for both do not tell the models apart.
 """
 
 import math
@@ -15,8 +13,7 @@ from scipy.stats import binomtest
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95% interval of a share of which a sample of n shows `right` (Wilson 1927); also for 0
-    and n."""
+    """The 95% interval of a share of which a sample of n shows `right`, 0 to n (Wilson 1927)."""
     interval = binomtest(right, n).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -24,9 +21,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 def newcombe(first: Bool[np.ndarray, "N"], second: Bool[np.ndarray, "N"]) -> tuple[float, float]:
     """The 95% interval of the share of `second` less that of `first`, of the same N problems.
 
-    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): Wilson's interval of each
-    share, put together with the correlation of the two, which a continuity correction makes
-    smaller.
+    Method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): Wilson's intervals, put
+    together with the correlation of the two shares, which a continuity correction makes smaller.
     """
     n = len(first)
     both, neither = int((first & second).sum()), int((~first & ~second).sum())

@@ -3,14 +3,10 @@
 It imports math-verify and nothing of this package, and may use 4 GB of memory.
 """
 
+import contextlib
 import json
 import logging
 import sys
-
-try:
-    import resource  # not on Windows
-except ImportError:
-    resource = None
 
 from math_verify import parse, verify
 
@@ -18,19 +14,18 @@ from math_verify import parse, verify
 def same(answer: str, reference: str) -> bool:
     """Whether math-verify takes the two for the same. What it cannot read, or compute, is not."""
     try:
-        gold, target = (
-            parse(rf"$\boxed{{{text}}}$", parsing_timeout=None) for text in (reference, answer)
-        )
+        boxed = (rf"$\boxed{{{text}}}$" for text in (reference, answer))
+        gold, target = (parse(text, parsing_timeout=None) for text in boxed)
         return bool(verify(gold, target, timeout_seconds=None))
-    except (Exception, RecursionError, MemoryError):
+    except Exception:
         return False
 
 
 if __name__ == "__main__":
     logging.disable(logging.CRITICAL)  # math-verify reports what it cannot read
-    try:
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource  # not on Windows
+
         resource.setrlimit(resource.RLIMIT_AS, (1 << 32, 1 << 32))  # huge numbers stay within
-    except (AttributeError, OSError, ValueError):
-        pass
     for line in sys.stdin:
         print(json.dumps(same(*json.loads(line))), flush=True)

@@ -1,9 +1,8 @@
 """How well does a model know stories? Its loss, in bits per character.
 
-The loss in nats per token cannot be compared across tokenizers: a tokenizer with longer tokens has
-fewer, harder guesses to make. Per character of text the guesses add up to the same story, so bits
-per character can be compared across vocabularies. It is also a file size: a model of 1.0 bits per
-character, used as a compressor, would store each character of 8 bits in 1.
+Nats per token cannot be compared across tokenizers: one with longer tokens has fewer, harder
+guesses to make. Bits per character can. They are also a file size: a model of 1.0, used as a
+compressor, would store each character of 8 bits in 1.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ import numpy as np
 import tiktoken
 from flax import nnx
 
-from utils import CourseError
+from utils import CourseError, unexpected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,24 +37,21 @@ def _nats(graph, state, tokens, targets, loss_mask):
     return -jnp.sum(chosen * loss_mask)
 
 
-def windows(
-    row: Sequence[int] | np.ndarray, context: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def windows(row: Sequence[int] | np.ndarray, context: int) -> list[tuple[np.ndarray, ...]]:
     """Cut one story into (inputs, targets, loss_mask), each [context], that count each target once.
 
-    The first window covers the start; every later one moves on by half a context and counts only
-    what is new, so that every later guess sees at least half a context of its own story. `row` is
-    start token, story, end token.
+    Every window after the first moves on by half a context and counts only what is new: a guess
+    sees at least half a context of its own story. `row` is start token, story, end token.
     """
-    row, cuts, done, start = np.asarray(row, np.int32), [], 0, 0
-    while done < len(row) - 1:
-        start = max(0, min(start, len(row) - 1 - context))
-        inputs, targets = row[start : start + context], row[start + 1 : start + context + 1]
-        inputs = inputs[: len(targets)]
-        loss_mask = (np.arange(start, start + len(targets)) >= done).astype(np.float32)
-        done = start + len(targets)
-        padding = (0, context - len(targets))
-        cuts.append(tuple(np.pad(part, padding) for part in (inputs, targets, loss_mask)))
+    row, last, cuts = np.asarray(row, np.int32), len(row) - 1, []
+    start = counted = 0
+    while counted < last:
+        start = max(0, min(start, last - context))
+        end = min(start + context, last)
+        loss_mask = (np.arange(start, end) >= counted).astype(np.float32)
+        parts = row[start:end], row[start + 1 : end + 1], loss_mask
+        cuts.append(tuple(np.pad(part, (0, start + context - end)) for part in parts))
+        counted = end
         start += max(1, context // 2)
     return cuts
 
@@ -63,29 +59,24 @@ def windows(
 def bits_per_character(
     model: nnx.Module, tok: tiktoken.Encoding, stories: Sequence[str], *, batch_size: int = 32
 ) -> Score:
-    """The loss of every token of whole stories, their end-of-text included, over the stories'
-    characters.
+    """The loss of every token of whole stories, with their end-of-text, over their characters.
 
-    Stories longer than the model's context are read through overlapping windows (see `windows`).
+    Stories longer than the model's context are read through overlapping `windows`.
     """
     if isinstance(stories, str) or not any(stories):
-        what = f"expected a list of at least one text, found {stories!r:.40}"
-        raise CourseError(f"stories: {what}: nothing to evaluate on")
+        found = f"{stories!r:.40}"
+        raise unexpected("stories", "a list of at least one text", found, "nothing to evaluate on")
     context, eot = model.config.max_position_embeddings, tok.eot_token
     if tok.n_vocab != model.config.vocab_size:
-        raise CourseError(
-            f"tokenizer {tok.name}: has {tok.n_vocab:,} ids, the model's vocabulary has "
-            f"{model.config.vocab_size:,}: use the tokenizer that the model was trained with"
-        )
+        what = f"has {tok.n_vocab:,} ids, the model's vocabulary has {model.config.vocab_size:,}"
+        fix = "use the tokenizer that the model was trained with"
+        raise CourseError(f"tokenizer {tok.name}: {what}: {fix}")
     rows = [[eot, *tok.encode_ordinary(story), eot] for story in stories]
     cuts = [np.stack(part) for part in zip(*(cut for row in rows for cut in windows(row, context)))]
     # Full batches only, so that one shape is compiled: empty windows count nothing.
-    missing = -len(cuts[0]) % batch_size
-    cuts = [np.pad(part, ((0, missing), (0, 0))) for part in cuts]
+    padding = (0, -len(cuts[0]) % batch_size), (0, 0)
+    batches = zip(*(np.pad(part, padding).reshape(-1, batch_size, context) for part in cuts))
     graph, state = nnx.split(model)
-    nats = math.fsum(
-        float(_nats(graph, state, *(part[i : i + batch_size] for part in cuts)))
-        for i in range(0, len(cuts[0]), batch_size)
-    )
+    nats = math.fsum(float(_nats(graph, state, *batch)) for batch in batches)
     tokens, characters = sum(len(row) - 1 for row in rows), sum(map(len, stories))
     return Score(nats / math.log(2) / characters, nats / tokens, tokens, characters)

@@ -1,7 +1,7 @@
-"""`config.json`: Hugging Face's settings of a model, read into `transformer.Config` and written again.
+"""`config.json`: Hugging Face's settings of a model, read into `transformer.Config` and written.
 
-`read` refuses by name what this package does not compute: a setting that is passed over in silence
-gives a model that runs and is wrong.
+`read` refuses by name what this package does not compute: a setting passed over in silence gives a
+model that runs and is wrong.
 """
 
 import json
@@ -9,16 +9,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-from utils import CourseError
+from utils import CourseError, unexpected
 from utils.hf import hub
 from utils.rope import Llama3Scaling
 from utils.transformer import Config
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-# Fields that have the same name and meaning there and here, and must be there.
-SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
-SAME += ("intermediate_size", "max_position_embeddings", "rms_norm_eps")
-OTHER, INCOMPLETE = ": not supported here", ": is config.json whole?"
+# Fields that have the same name and meaning there and here: these must be there, ...
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+SIZES += ("intermediate_size", "max_position_embeddings")
+SAME = (*SIZES, "rms_norm_eps")
+# ... and these have a default.
+ALSO = ("num_key_value_heads", "head_dim", "rope_theta", "tie_word_embeddings", "bos_token_id")
+OTHER, INCOMPLETE = "not supported here", "is config.json whole?"
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # What changes the numbers and is not computed here, with the values that switch it off.
 REFUSED = {
@@ -38,9 +41,8 @@ REFUSED = {
 def read(source: str | Path | dict) -> Config:
     """The sizes in a `config.json`: its folder, its path, a repository's name, or the dict itself.
 
-    Reads both spellings, before and since transformers 5. Raises `CourseError` that names the field
-    for a model that is not computed here: another architecture, a sliding window, another kind of
-    RoPE, quantised weights, ...
+    Reads both spellings, before and since transformers 5. Raises `CourseError` with a field's name
+    for what is not computed here: another architecture or RoPE, quantised weights, ...
     """
     if isinstance(source, dict):
         return _from_dict(source)
@@ -49,17 +51,13 @@ def read(source: str | Path | dict) -> Config:
         path = hub.model(str(source), weights=False)
     path = path / "config.json" if path.is_dir() else path
     try:
-        settings = json.loads(path.read_text())
+        return _from_dict(json.loads(path.read_text()))
     except FileNotFoundError:
         raise CourseError(f"{path}: not found: expected a Hugging Face model folder") from None
-    except (ValueError, OSError) as error:
-        raise CourseError(f"{path}: not JSON ({error}): copy or download it again") from None
-    if not isinstance(settings, dict):
-        raise CourseError(f"{path}: expected a JSON object, found a {type(settings).__name__}")
-    try:
-        return _from_dict(settings)
     except CourseError as error:
         raise CourseError(f"{path}: {error}") from None
+    except (ValueError, OSError) as error:
+        raise CourseError(f"{path}: not JSON ({error}): copy or download it again") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -71,15 +69,10 @@ def to_dict(config: Config) -> dict[str, Any]:
     settings = {
         "architectures": [ARCHITECTURES[config.model_type]],
         "model_type": config.model_type,
-        **{name: getattr(config, name) for name in SAME},
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+        **{name: getattr(config, name) for name in SAME + ALSO},
         "hidden_act": "silu",
-        "rope_theta": config.rope_theta,
         "rope_scaling": rope if config.rope_scaling else None,
         "rope_parameters": rope,
-        "tie_word_embeddings": config.tie_word_embeddings,
-        "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
         "torch_dtype": config.dtype,
     }
@@ -88,36 +81,37 @@ def to_dict(config: Config) -> dict[str, Any]:
     return settings | {"use_sliding_window": False}
 
 
-def _refuse(name: str, expected: str, value, hint: str = "") -> None:
-    raise CourseError(f"{name}: expected {expected}, found {value}{hint}")
-
-
 def _from_dict(settings: dict) -> Config:
+    if not isinstance(settings, dict):
+        raise CourseError(f"expected a JSON object, found a {type(settings).__name__}")
     kind, get = settings.get("model_type"), settings.get
     if kind not in ARCHITECTURES:
-        _refuse("model_type", "llama or qwen2", repr(kind), ": this model is not of that family")
+        fix = "this model is not of that family"
+        raise unexpected("model_type", "llama or qwen2", repr(kind), fix)
     for name, off in REFUSED.items():
         if get(name) not in off:
-            _refuse(name, repr(off[0]), str(get(name))[:60], OTHER)
-    if kind == "llama" and get("sliding_window") is not None:
-        _refuse("sliding_window", "null", get("sliding_window"), OTHER)
+            raise unexpected(name, repr(off[0]), str(get(name))[:60], OTHER)
+    if kind == "llama" and (window := get("sliding_window")) is not None:
+        raise unexpected("sliding_window", "null", window, OTHER)
     if odd := set(get("layer_types") or []) - {"full_attention"}:
-        _refuse("layer_types", "full_attention alone", sorted(odd)[0], OTHER)
+        raise unexpected("layer_types", "full_attention alone", sorted(odd)[0], OTHER)
 
     def need(name: str, default: Any = None):
         value = default if get(name) is None else get(name)
-        return _refuse(name, "a value", "nothing", INCOMPLETE) if value is None else value
+        if value is None:
+            raise unexpected(name, "a value", "nothing", INCOMPLETE)
+        return value
 
     heads, width = need("num_attention_heads"), need("hidden_size")
     if not all(isinstance(n, int) and n > 0 for n in (heads, width)):
         names = "num_attention_heads, hidden_size"
-        _refuse(names, "whole numbers", f"{heads!r}, {width!r}")
+        raise unexpected(names, "whole numbers", f"{heads!r}, {width!r}")
     if get("head_dim") is None and width % heads:
-        _refuse("hidden_size", f"a multiple of num_attention_heads ({heads})", width)
+        raise unexpected("hidden_size", f"a multiple of num_attention_heads ({heads})", width)
     rope = {}
     for name in ("rope_scaling", "rope_parameters"):
         if not isinstance(part := get(name) or {}, dict):
-            _refuse(name, "an object", repr(str(part)[:60]), INCOMPLETE)
+            raise unexpected(name, "an object", repr(str(part)[:60]), INCOMPLETE)
         rope |= part
     eos = get("eos_token_id")
     bias = bool(get("attention_bias", False) if kind == "llama" else True)
@@ -145,14 +139,10 @@ def _check(fields: dict) -> None:
 
     def check(name: str, right: bool, expected: str) -> None:
         if not right:
-            _refuse(name, expected, repr(fields[name]))
+            raise unexpected(name, expected, repr(fields[name]))
 
-    def is_whole(value, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    for name in (*SAME, "num_key_value_heads", "head_dim"):
-        if name != "rms_norm_eps":
-            check(name, is_whole(fields[name], 1), "a whole number of at least 1")
+    for name in (*SIZES, "num_key_value_heads", "head_dim"):
+        check(name, _is_whole(fields[name]), "a whole number of at least 1")
     for name in ("rope_theta", "rms_norm_eps"):
         check(name, _is_positive(fields[name]), "a positive number")
     heads, kv_heads = fields["num_attention_heads"], fields["num_key_value_heads"]
@@ -161,8 +151,12 @@ def _check(fields: dict) -> None:
     check("head_dim", fields["head_dim"] % 2 == 0, "an even number (RoPE turns pairs)")
     dtypes = ("float32", "float16", "bfloat16")
     check("dtype", fields["dtype"] in dtypes, "float32, float16 or bfloat16")
-    check("bos_token_id", is_whole(fields["bos_token_id"] or 0, 0), "a token id")
-    check("eos_token_id", all(is_whole(i, 0) for i in fields["eos_token_id"]), "token ids")
+    check("bos_token_id", _is_whole(fields["bos_token_id"] or 0, 0), "a token id")
+    check("eos_token_id", all(_is_whole(i, 0) for i in fields["eos_token_id"]), "token ids")
+
+
+def _is_whole(value, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_positive(value) -> bool:
@@ -174,10 +168,10 @@ def _rope_scaling(rope: dict) -> Llama3Scaling | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        _refuse("rope_scaling", "none or llama3", repr(kind), OTHER)
+        raise unexpected("rope_scaling", "none or llama3", repr(kind), OTHER)
     for name in SCALING:
         if rope.get(name) is None:
-            _refuse("rope_scaling", name, "nothing", INCOMPLETE)
+            raise unexpected("rope_scaling", name, "nothing", INCOMPLETE)
         if not _is_positive(rope[name]):
-            _refuse(f"rope_scaling: {name}", "a positive number", repr(rope[name]))
+            raise unexpected(f"rope_scaling: {name}", "a positive number", repr(rope[name]))
     return Llama3Scaling(**{name: rope[name] for name in SCALING})

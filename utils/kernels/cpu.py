@@ -1,9 +1,9 @@
-"""A CPU's kernels and layouts: bfloat16 matrices read once, in order, for a few rows; layers unrolled and projections fused.
+"""A CPU's kernels and layouts: matrices read once, in order; layers unrolled, projections fused.
 
-Decoding reads every weight once a step and computes next to nothing. On a CPU, slicing a layer out of stacked
-weights, calling three small matrix products instead of one, and the matrix library's own packing of the weights then
-take most of the time. So `unrolled` and `packed` make a copy of a model in a layout of its own; they cost memory,
-which they say. Measured on two cores with AVX-512, SmolLM2-135M in bfloat16, one row: 63 tokens/s unrolled, 94 packed.
+Decoding reads every weight once a step and computes next to nothing. On a CPU, slicing layers out of
+stacked weights, three small products in place of one, and the matrix library's packing of the weights
+then take most of the time. So `unrolled` and `packed` copy a model into another layout, which costs
+memory. SmolLM2-135M in bfloat16, one row, two cores with AVX-512: 63 tokens/s unrolled, 94 packed.
 """
 
 import ctypes
@@ -15,20 +15,18 @@ from jaxtyping import Array, ArrayLike, BFloat16, Float, Int, UInt32
 
 from utils.kernels.precision import mixed_precision_einsum
 
-SMALL_BATCH = 8  # rows up to which `small_batch_matvec` is quicker than the matrix library; at 12 it was slower
-# For programs with `small_batch_matvec`: without the first, the compiler must add in the written order, a tenth of
-# the speed.
+SMALL_BATCH = 8  # rows up to which `small_batch_matvec` beats the matrix library; at 12 it did not
+# For programs with `small_batch_matvec`, which has a tenth of the speed if it must add in order.
 COMPILER_OPTIONS = {"xla_cpu_enable_fast_math": True, "xla_cpu_prefer_vector_width": 512}
 
 
-# ---------------------------------------------------------------------------------------------------------------- kernels
+# ------------------------------------------------------------------------------------------ kernels
 
 
 def pack_bfloat16(x: BFloat16[Array, "*out in"]) -> UInt32[Array, "*out words"]:
-    """bfloat16 numbers two by two in 32-bit words: number i in the lower half of word i, number i + in/2 in the upper."""
-    low, high = jnp.split(
-        jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32), 2, axis=-1
-    )
+    """bfloat16 numbers two by two in 32-bit words: i in word i's lower half, i + in/2 in its upper."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32)
+    low, high = jnp.split(bits, 2, axis=-1)
     return low | high << 16
 
 
@@ -46,26 +44,25 @@ def unpack_bfloat16(words: UInt32[Array, "*out words"]) -> BFloat16[Array, "*out
 def small_batch_matvec(
     x: Float[Array, "N in"], weight: UInt32[Array, "out words"]
 ) -> Float[Array, "N out"]:
-    """W x for a few rows (at most `SMALL_BATCH`), with W packed, at the speed of a CPU's memory. In float32.
+    """W x in float32, for at most `SMALL_BATCH` rows and a packed W, at the speed of a CPU's memory.
 
-    XLA's matrix library (YNNPACK) repacks the whole of W before every product: three quarters of the time when there are
-    few rows to multiply with. This is one loop over W in memory order: each word is read once and serves all rows. For
+    XLA's matrix library (YNNPACK) repacks W before every product: for few rows, three quarters of the
+    time. This is one loop over W in memory order: each word is read once and serves all rows. For
     programs compiled with `COMPILER_OPTIONS`.
     """
-    # The barrier keeps XLA from unpacking W to float32 once, in front of a loop of decode steps: twice the bytes to read.
+    # Without the barrier XLA unpacks W to float32 in front of a loop of decode steps: twice the bytes.
     words, weight = jax.lax.optimization_barrier((pack_bfloat16(x.astype(jnp.bfloat16)), weight))
     low, high = _unpack(weight)
     rows = [_unpack(row) for row in words]
-    # One reduction with an operand a row becomes one vectorised loop over W. A reduction of a single operand does
-    # not: so one row is two operands, its lower and its upper halves.
-    terms = (
-        [a * low + b * high for a, b in rows]
-        if len(rows) > 1
-        else [rows[0][0] * low, rows[0][1] * high]
-    )
+    # One reduction with an operand a row becomes one vectorised loop over W. With a single operand it
+    # does not: so one row is two operands, its lower and its upper halves.
+    if len(rows) == 1:
+        terms = rows[0][0] * low, rows[0][1] * high
+    else:
+        terms = tuple(a * low + b * high for a, b in rows)
     zeros = (jnp.float32(0),) * len(terms)
-    sums = jax.lax.reduce(tuple(terms), zeros, lambda a, b: tuple(map(jnp.add, a, b)), (1,))
-    return jnp.stack(sums) if len(rows) > 1 else (sums[0] + sums[1])[None]
+    sums = jax.lax.reduce(terms, zeros, lambda a, b: tuple(map(jnp.add, a, b)), (1,))
+    return (sums[0] + sums[1])[None] if len(rows) == 1 else jnp.stack(sums)
 
 
 def linear(x: Float[Array, "*batch in"], weight: Array) -> Float[Array, "*batch out"]:
@@ -77,7 +74,7 @@ def linear(x: Float[Array, "*batch in"], weight: Array) -> Float[Array, "*batch 
             return small_batch_matvec(rows, weight).astype(x.dtype).reshape(*x.shape[:-1], -1)
         weight = unpack_bfloat16(weight)
     if n == 1 and weight.dtype == jnp.bfloat16:
-        # XLA has no bfloat16 kernel for a matrix times one vector: it would convert the matrix to float32 in every step.
+        # XLA has no bfloat16 kernel for one vector: it would convert the matrix in every step.
         rows = jnp.concatenate([rows, rows])
     y = mixed_precision_einsum("Ni,oi->No", rows, weight, x.dtype)
     return y[:n].reshape(*x.shape[:-1], -1)
@@ -85,7 +82,7 @@ def linear(x: Float[Array, "*batch in"], weight: Array) -> Float[Array, "*batch 
 
 @jax.custom_vjp
 def swiglu(gate_up: Float[Array, "*batch two_F"]) -> Float[Array, "*batch F"]:
-    """silu(gate) * up of the two side by side; its derivative takes fewer passes over memory than JAX's own."""
+    """silu(gate) * up of the two side by side; its derivative passes over memory less than JAX's."""
     gate, up = jnp.split(gate_up, 2, axis=-1)
     return jax.nn.silu(gate) * up
 
@@ -99,7 +96,7 @@ def _swiglu_backward(gate_up, g):
 swiglu.defvjp(lambda gate_up: (swiglu(gate_up), gate_up), _swiglu_backward)
 
 
-# ---------------------------------------------------------------------------------------------------------------- layouts
+# ------------------------------------------------------------------------------------------ layouts
 
 
 class Packed(nnx.Variable):
@@ -137,7 +134,7 @@ class Fused(nnx.Module):
 class BitcastEmbed(nnx.Module):
     """An embedding table [V, D] of 16-bit floats, looked up as whole numbers.
 
-    To look up a few rows of 16-bit floats, XLA's CPU backend converts the whole table to float32; of whole numbers, not.
+    Of floats, XLA's CPU backend converts the whole table to float32 to look up a few rows.
     """
 
     def __init__(self, table: nnx.Module):
@@ -154,9 +151,9 @@ class BitcastEmbed(nnx.Module):
 def unrolled(model: nnx.Module) -> nnx.Module:
     """A copy of a Transformer with its layers unrolled, q-k-v and gate-up fused into one matrix each.
 
-    Costs the memory of the blocks again, and that of an embedding table in 16 bits. Layers with an adapter are not fused;
-    an adapter that is merged or disabled is left out. Training on 16-bit weights is quicker in this layout too: in the
-    stacked one, each slice of a layer is a copy.
+    Costs the memory of the blocks again, and of an embedding table in 16 bits. Layers with an adapter
+    are not fused; an adapter that is merged or disabled is left out. Training on 16-bit weights is
+    quicker in this layout too: in the stacked one, each slice of a layer is a copy.
     """
     graph, stacked = nnx.split(model.model.layers)
     blocks = []
@@ -190,40 +187,35 @@ def packed(model: nnx.Module) -> nnx.Module:
         weight = getattr(module, "weight", None)
         if getattr(weight, "ndim", 0) != 2 or weight.dtype != jnp.bfloat16 or weight.shape[-1] % 2:
             continue
-        if isinstance(module, BitcastEmbed):  # tokens are still looked up in `bits`
-            if model.config.tie_word_embeddings:
-                module.head = Packed(pack_bfloat16(weight[...]))
-        else:
+        if not isinstance(module, BitcastEmbed):
             module.weight = Packed(pack_bfloat16(weight[...]))
+        elif model.config.tie_word_embeddings:  # tokens are still looked up in `bits`
+            module.head = Packed(pack_bfloat16(weight[...]))
     return copy
 
 
 def _fuse(parent: nnx.Module, names: tuple[str, ...], method: str, then=None) -> None:
     """Put one `Fused` layer in the place of the parent's method that calls these layers."""
     layers = [getattr(parent, name) for name in names]
-    if any(hasattr(layer, "base") for layer in layers):  # an adapter reads its own layer's input
-        return
-    setattr(parent, method, Fused(layers, then))
-    for name in names:
-        delattr(parent, name)
-
-
-# ----------------------------------------------------------------------------------------------------------------- memory
+    if not any(hasattr(layer, "base") for layer in layers):  # an adapter reads its layer's input
+        setattr(parent, method, Fused(layers, then))
+        for name in names:
+            delattr(parent, name)
 
 
 def keep_memory() -> bool:
-    """Let this process keep the memory it frees; says whether it does. For long training, before jax starts.
+    """Let this process keep the memory it frees; says whether it does. For training, before jax starts.
 
-    Every run of a compiled program allocates its temporary arrays, hundreds of megabytes, and frees them again. glibc gives
-    blocks of that size back to the kernel at once, which fills each page with zeros when it is next touched: 240,000 page
-    faults in a LoRA step on SmolLM2, a fifth of its time. The price: memory once used stays with the process. Only
-    glibc (Linux) can be told so; elsewhere nothing happens.
+    Each run of a compiled program allocates and frees hundreds of megabytes of temporary arrays. glibc
+    gives those back to the kernel, which fills each page with zeros when it is next touched: 240,000
+    page faults in a LoRA step on SmolLM2, a fifth of its time. The price: memory once used stays with
+    the process. Only glibc (Linux) can be told so; elsewhere nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function: musl, macOS, Windows
         return False
-    # Numbers from malloc.h; -1: never trim. One arena: those of other threads are mapped and unmapped whatever the settings.
+    # Numbers from malloc.h. Never trim (-1); one arena, as other threads' are unmapped in any case.
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
     settings = {arena_max: 1, mmap_max: 0, trim_threshold: -1, top_pad: 64 * 2**20}
     return all([mallopt(name, value) for name, value in settings.items()])

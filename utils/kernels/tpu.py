@@ -1,4 +1,4 @@
-"""A TPU's kernels and compiler options. Checked with its compiler, which runs without the chip; none was at hand."""
+"""A TPU's kernels and compiler options. Checked with its compiler alone: no chip was at hand."""
 
 import functools
 
@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-# Without it the compiler brings some layers' caches into its fast memory (VMEM) whole, to write one token there, and
-# copies them back: decoding R1's shape at 32,768 places then accesses 1.18 times its weights and cache, with it 1.04
-# times.
+# Without it the compiler copies some layers' whole caches into its fast memory (VMEM) and back to write
+# one token: decoding R1 at 32,768 places accesses 1.18 times its weights and cache, with it 1.04.
 DECODE_OPTIONS = {"xla_tpu_msa_inefficient_use_to_copy_ratio": 0.6}
 
 
@@ -17,9 +16,7 @@ def decode_options() -> dict | None:
     """Compiler options for decode steps; None where this compiler does not know them."""
     try:
         jax.jit(lambda: jnp.zeros(()), compiler_options=DECODE_OPTIONS)()
-    except (
-        Exception
-    ):  # another version of the compiler: an unknown option is an error of several types
+    except Exception:  # an unknown option, in another version: an error of several types
         return None
     return DECODE_OPTIONS
 
@@ -30,9 +27,10 @@ def write_rows(
     positions: Int[Array, "B"],
     axis: int,
 ) -> Float[Array, "B *dims"]:
-    """`cache` with one token of each row written at its own position along `axis`: an update in place for each row.
+    """`cache` with one token of each row written at its own position along `axis`, in place.
 
-    As one scatter, the compiler would convert the whole cache to another layout and back: 3.7 times the bytes at 8 rows.
+    For one scatter the compiler would convert the whole cache to another layout and back: 3.7 times
+    the bytes at 8 rows.
     """
     for row, position in enumerate(positions):
         start = [jnp.int32(0)] * cache.ndim

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from utils import CourseError
-from utils.data import corpus, reviews
+from utils.course import reviews, sources
 
 
 def test_built_in_reviews_are_different_balanced_and_reproducible():
@@ -51,7 +51,7 @@ def test_sst2_from_the_mirror(tmp_path, monkeypatch, caplog):
     sst2_mirror(
         tmp_path, monkeypatch, {"idx": [0, 1], "sentence": ["good . ", "bad "], "label": [1, 0]}
     )
-    assert corpus.load_sst2("validation") == [("good .", 1), ("bad", 0)]
+    assert sources.load_sst2("validation") == [("good .", 1), ("bad", 0)]
     assert caplog.messages == ["2 validation reviews of SST-2: mirror"]
 
 
@@ -77,10 +77,10 @@ def test_sst2_from_the_mirror(tmp_path, monkeypatch, caplog):
 def test_a_damaged_sst2_ends_in_one_line(tmp_path, monkeypatch, table):
     sst2_mirror(tmp_path, monkeypatch, table)
     with pytest.raises(CourseError, match="validation-00000-of-00001.parquet: expected") as error:
-        corpus.load_sst2("validation")
+        sources.load_sst2("validation")
     assert "\n" not in str(error.value)
 
 
 def test_another_split():
     with pytest.raises(CourseError, match="split: expected train or validation, found 'test'"):
-        corpus.load_sst2("test")
+        sources.load_sst2("test")

@@ -11,7 +11,7 @@ from math import log2
 
 import pytest
 
-from utils.data import stories
+from utils.course import stories
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_a_shorter_request_is_the_start_of_a_longer_one():
 
 def test_the_same_in_another_process():
     # Python salts hash() anew in every process: a generator that leaned on it would differ here.
-    code = "import sys; from utils.data import stories; sys.stdout.write('\\n'.join(stories.generate(50, 7)))"
+    code = "import sys; from utils.course import stories; sys.stdout.write('\\n'.join(stories.generate(50, 7)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "\n".join(stories.generate(50, 7))
 

@@ -10,8 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
-from utils import CourseError
+from utils import CourseError, unexpected
 from utils.commands.options import Mirror
+from utils.course import gpt2
 from utils.hf import hub, mirror
 
 logger = logging.getLogger(__name__)
@@ -24,32 +25,30 @@ def course_files(small: bool = False) -> list[tuple[str, str, str]]:
     """
     settings = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     model = [*settings, "model.safetensors"]
-    splits = {hub.SST2: ("data/", "train", "validation"), hub.GSM8K: ("main/", "train", "test")}
     stories = ["TinyStories-valid.txt"] + ["TinyStories-train.txt"] * (not small)
-    return [
-        *(("tiktoken", "", name) for name in hub.GPT2_SHA256),
-        *(("datasets", hub.TINYSTORIES, name) for name in stories),
-        *(
-            ("datasets", repo, f"{folder}{split}-00000-of-00001.parquet")
-            for repo, (folder, *names) in splits.items()
-            for split in names
-        ),
-        *(("models", hub.SMOLLM2, name) for name in model),
-        *(("models", hub.R1, name) for name in (settings if small else model)),
-    ]
+    part = "-00000-of-00001.parquet"
+    files = {
+        ("tiktoken", ""): list(gpt2.SHA256),
+        ("datasets", hub.TINYSTORIES): stories,
+        ("datasets", hub.SST2): [f"data/train{part}", f"data/validation{part}"],
+        ("datasets", hub.GSM8K): [f"main/train{part}", f"main/test{part}"],
+        ("models", hub.SMOLLM2): model,
+        ("models", hub.R1): settings if small else model,
+    }
+    return [(kind, repo, name) for (kind, repo), names in files.items() for name in names]
 
 
 def fill(root: Path, small: bool = False) -> list[str]:
     """Bring everything the course reads into the folder `root`; returns why the rest is missing."""
     if root.exists() and not root.is_dir():
-        raise CourseError(f"{root}: expected a folder to fill, found a file: choose another name")
+        raise unexpected(root, "a folder to fill", "a file", "choose another name")
     root.mkdir(parents=True, exist_ok=True)
     if (current := mirror.folder()) and current.samefile(root):
         del os.environ["COURSE_MIRROR"]  # the mirror to repair is no source for the repair
     manifest = mirror.read_manifest(root) if (root / "manifest.json").exists() else {}
     missing = []
     for kind, repo, filename in course_files(small):
-        name = mirror.file_name(kind, repo, filename)
+        name = Path(kind, repo, filename).as_posix()
         try:
             if name in manifest:
                 mirror.verify(root, name, manifest[name])
@@ -58,7 +57,8 @@ def fill(root: Path, small: bool = False) -> list[str]:
         except CourseError as problem:
             logger.info(f"renewed {problem}")
         try:
-            file = hub.fetch(kind, repo, filename)
+            is_gpt2 = kind == "tiktoken"
+            file = gpt2.fetch(filename) if is_gpt2 else hub.fetch(kind, repo, filename)
         except hub.NotAvailable as reason:
             missing.append(str(reason))
             continue
@@ -66,8 +66,7 @@ def fill(root: Path, small: bool = False) -> list[str]:
         part = root / "manifest.json.part"
         part.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(part, root / "manifest.json")
-        size = manifest[name]["bytes"]
-        logger.info(f"copied  {name}, {size:,} bytes, from the {file.source}")
+        logger.info(f"copied  {name}, {manifest[name]['bytes']:,} bytes, from the {file.source}")
     return missing
 
 
@@ -87,13 +86,12 @@ def copy(source: Path, target: Path) -> dict:
 
 
 def run(options: Mirror) -> str:
-    """Fill the folder; the line that says how to use it. Raises CourseError while files are missing."""
+    """Fill the folder; returns how to use it. Raises CourseError while files are missing."""
     try:
         missing = fill(Path(options.to), options.small)
     except OSError as error:
         raise CourseError(f"mirror: {options.to}: could not be written ({error})") from error
     if missing:
-        raise CourseError(
-            f"mirror: {len(missing)} files not available, run it again later: {missing[0]}"
-        )
+        reason = f"{len(missing)} files not available, run it again later: {missing[0]}"
+        raise CourseError(f"mirror: {reason}")
     return f"complete: export COURSE_MIRROR={options.to}"

@@ -17,24 +17,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.data.arithmetic import BOYS, GIRLS, PRONOUNS
+
 # fmt: off
-GIRLS = [
-    "Lily", "Mia", "Anna", "Sue", "Lucy", "Emma", "Rose", "Molly", "Zoe", "Ella", "Sara",
-    "Amy", "Daisy", "Nora", "Ruby", "Grace", "Jane", "Kate", "Polly", "Ivy", "Tina", "Hannah",
-    "Clara", "Penny",
-]
-BOYS = [
-    "Tom", "Ben", "Max", "Sam", "Tim", "Jack", "Leo", "Finn", "Joe", "Billy", "Noah", "Dan",
-    "Luke", "Oscar", "Adam", "Peter", "Henry", "Bob", "Theo", "Eddie", "Felix", "George",
-    "Paul", "Toby",
-]
 ANIMALS = [
     "rabbit", "bear", "fox", "mouse", "duck", "frog", "cat", "dog", "squirrel", "turtle",
     "hedgehog", "owl", "badger", "beaver", "mole", "panda", "pig", "goat", "otter", "raccoon",
 ]
 # fmt: on
 ELDERS = [("mom", True), ("dad", False), ("grandma", True), ("grandpa", False)]
-PRONOUNS = {True: ("she", "her", "her", "herself"), False: ("he", "him", "his", "himself")}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import regex
 
 from tests.helpers import tiny
 from utils import CourseError
-from utils.data import tokenizer
+from utils.course import tokenizer
 
 
 def naive(texts, vocab_size):
@@ -127,7 +127,7 @@ def test_a_vocabulary_without_room_for_the_bytes_is_an_error():
 
 def test_an_unknown_name_is_one_clear_error():
     with pytest.raises(
-        CourseError, match="expected stories2048 or gpt2, found 'gpt5': .*hf.hub.tokenizer"
+        CourseError, match="expected stories2048, found 'gpt5': .*hf.hub.tokenizer"
     ) as error:
         tokenizer.get("gpt5")
     assert "\n" not in str(error.value)

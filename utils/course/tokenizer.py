@@ -1,4 +1,4 @@
-"""Byte-pair encoding: the course's own vocabulary of 2,048 tokens, learnt from stories; and GPT-2's.
+"""Byte-pair encoding: learnt from texts as in chapter 01, quick enough for a whole vocabulary.
 
 A tokenizer turns text into integers. Byte-pair encoding (Sennrich et al. 2016; on bytes since
 GPT-2) starts from the 256 bytes and adds one token at a time: count every adjacent pair of tokens
@@ -16,7 +16,6 @@ The last id belongs to `<|endoftext|>`, the token that ends every story and that
 
 import base64
 import heapq
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,8 +23,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from utils import CourseError
-from utils.hf import hub, mirror
+from utils import CourseError, unexpected
 
 # GPT-2's rule for cutting text into words (Radford et al. 2019): no token ever crosses a word, and
 # a space belongs to the word after it. \p{L} is any letter, \p{N} any digit, of any script.
@@ -34,35 +32,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def get(name: str) -> tiktoken.Encoding:
-    """A tokenizer by name: "stories2048", kept in the package, or "gpt2", from the mirror or the
-    network.
-
-    Raises `hub.NotAvailable` when no source has it, CourseError for another name: a model's own
-    tokenizer is `hf.hub.tokenizer`'s.
-    """
-    if name == "stories2048":
-        return encoding(load(Path(__file__).parent / "assets" / "stories2048.tiktoken"), name)
-    if name != "gpt2":
-        what = f"expected stories2048 or gpt2, found {name!r}"
-        raise CourseError(f"tokenizer: {what}: a model's own comes from hf.hub.tokenizer")
-    files = [hub.from_mirror("tiktoken", "", filename) for filename in hub.GPT2_SHA256]
-    if not all(files):  # both from one place: tiktoken looks into one folder
-        files = [hub.from_tiktoken(filename) for filename in hub.GPT2_SHA256]
-    for file in files:
-        # tiktoken deletes a file of its cache that has another checksum than it expects: look before.
-        if not mirror.has_digest(file.path, hub.GPT2_SHA256[file.path.name]):
-            where = f"{file.source} file tiktoken/{file.path.name}"
-            raise CourseError(f"{where}: is not GPT-2's: fill the mirror again")
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(files[0].path.parent)
-    try:
-        tok = tiktoken.get_encoding("gpt2")
-    finally:
-        del os.environ["TIKTOKEN_CACHE_DIR"]
-        os.environ |= {} if before is None else {"TIKTOKEN_CACHE_DIR": before}
-    in_mirror = files[0].source == "mirror"
-    hub.used("tokenizer gpt2", "mirror" if in_mirror else "OpenAI's file server, through tiktoken")
-    return tok
+    """The tokenizer kept in the package, "stories2048"; CourseError for another name."""
+    if name != "stories2048":
+        fix = "a model's own comes from hf.hub.tokenizer"
+        raise unexpected("tokenizer", "stories2048", repr(name), fix)
+    return encoding(load(Path(__file__).parent / "assets" / "stories2048.tiktoken"), name)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
@@ -73,8 +47,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> list[bytes]:
     first, so the result depends on the counts alone.
     """
     if vocab_size < 257:
-        what = f"expected at least 257 (256 bytes and {END_OF_TEXT}), found {vocab_size}"
-        raise CourseError(f"vocab_size: {what}")
+        expected = f"at least 257 (256 bytes and {END_OF_TEXT})"
+        raise unexpected("vocab_size", expected, vocab_size)
     counts = Counter(word for text in texts for word in regex.findall(PATTERN, text))
     words = [[bytes([byte]) for byte in word.encode()] for word in counts]
     weights = list(counts.values())
@@ -151,8 +125,8 @@ def load(path: str | Path) -> list[bytes]:
     try:
         lines = Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError as error:
-        what = f"could not be read ({error.strerror}): name a .tiktoken file"
-        raise CourseError(f"{path}: {what}") from None
+        how = f"could not be read ({error.strerror}): name a .tiktoken file"
+        raise CourseError(f"{path}: {how}") from None
     for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
@@ -160,11 +134,9 @@ def load(path: str | Path) -> list[bytes]:
                 raise ValueError
             ranks.append(base64.b64decode(token, validate=True))
         except ValueError:
-            raise CourseError(
-                f"{path}, line {number}: expected 'base64 {len(ranks)}', found {line[:40]!r}: "
-                "is this a .tiktoken file, and whole?"
-            ) from None
+            expected, fix = f"'base64 {len(ranks)}'", "is this a .tiktoken file, and whole?"
+            raise unexpected(f"{path}, line {number}", expected, repr(line[:40]), fix) from None
     if len(ranks) < 256 or len(set(ranks)) != len(ranks):
-        what = f"expected 256 bytes and more, each once, found {len(set(ranks))} different tokens"
-        raise CourseError(f"{path}: {what}")
+        found = f"{len(set(ranks))} different tokens"
+        raise unexpected(path, "256 bytes and more, each once", found)
     return ranks
