@@ -28,7 +28,7 @@ def attention(
     float32, returned in q's dtype.
     """
     if positions is not None:
-        # Later places of the cache are empty, or hold the padding of a longer prompt.
+        # Later positions of the cache are empty, or hold the padding of a longer prompt.
         mask = jnp.arange(k.shape[1]) <= positions[:, :, None]
     else:
         mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))

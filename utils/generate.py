@@ -321,7 +321,7 @@ def _encode(tok, prompts: Sequence[str], max_new_tokens: int | None, config):
         what = f"{longest} tokens with its start token, the model's context is {context}"
         fix = "shorten the prompt, or use a model with a longer context"
         raise CourseError(f"prompt {worst[:30]!r}...: {what}: {fix}")
-    room = context - longest + 1  # the last new token is not read again: it needs no place
+    room = context - longest + 1  # the last new token is not read again: it needs no position
     if max_new_tokens is None:
         max_new_tokens = min(room, DEFAULT_MAX_NEW_TOKENS)
     if not _whole(max_new_tokens, 1, room):

@@ -1,6 +1,6 @@
 """The KV cache: keys and values of the tokens already read, so that a new token costs its own work alone.
 
-A cache is a list with an entry for each layer; place s of an entry belongs to the token at position s. Arrays are
+A cache is a list with an entry for each layer; index s of an entry belongs to the token at position s. Arrays are
 never changed in place: `update` returns the new ones, and under `jax.jit` with the cache donated XLA writes them over
 the old.
 """
@@ -15,7 +15,7 @@ from utils import kernels
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer: both products of attention read a head's places in memory order."""
+    """Keys and values of one layer: both products of attention read a head's positions in memory order."""
 
     k: Float[Array, "B K H S"]
     v: Float[Array, "B K S H"]
@@ -32,7 +32,7 @@ class LayerCache(NamedTuple):
         return LayerCache(k, kernels.write_positions(self.v, v, positions, axis=2))
 
     def prefill(self, k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]) -> "LayerCache":
-        """An empty cache with a prompt's keys and values in its first T places."""
+        """An empty cache with a prompt's keys and values at its first T positions."""
         pairs = zip(self, self._as_stored(k, v))
         return LayerCache(*(jax.lax.dynamic_update_slice(old, new, [0] * 4) for old, new in pairs))
 

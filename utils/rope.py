@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE, Su et al. 2021): a token's place in the text as a rotation of its queries and keys.
+"""Rotary positions (RoPE, Su et al. 2021): a token's position as a rotation of its queries and keys.
 
 A head of H numbers is half pairs, and pair i turns by position * theta^(-2i/H): the first pairs quickly, the last
 ones hardly at all. The product of a rotated query with a rotated key then depends on the distance of the two tokens

@@ -28,13 +28,13 @@ def linear(x: Float[Array, "*batch in"], weight: Array) -> Float[Array, "*batch 
 
 def write_positions(
     cache: Float[Array, "B *dims"],
-    new: Float[Array, "B *places"],
+    new: Float[Array, "B *entries"],
     positions: Int[ArrayLike, "B T"],
     axis: int,
 ) -> Float[Array, "B *dims"]:
     """`cache` with T new entries of each row written at `positions` along `axis`.
 
-    Positions beyond the last place belong to rows that have ended: those are written over it.
+    Positions beyond the cache belong to rows that have ended: those are written over its last one.
     """
     if platform() == "tpu" and positions.shape[1] == 1:
         return tpu.write_rows(cache, new, positions[:, 0], axis)
