@@ -18,9 +18,7 @@ def config(row: dict) -> transformer.Config:
 
 def is_current(row: dict) -> bool:
     """Whether the code and the configuration of a recorded plan are still those of this package."""
-    return "fingerprint" in row and row["fingerprint"] == fingerprint.of(
-        config(row), **row["setting"]
-    )
+    return row.get("fingerprint") == fingerprint.of(config(row), **row["setting"])
 
 
 def sizes(row: dict) -> dict:

@@ -102,7 +102,7 @@ CI_TARGETS = (
     [
         ("true", 0, "ci: everything passed"),
         ("exit 3", 1, "ci: FAILED: the stage tpu failed with status 2"),
-        ("sleep 60", 1, "ci: FAILED: the stage tpu took longer than 8 minutes and was stopped"),
+        ("sleep 60", 1, "ci: FAILED: the stage tpu took longer than 5 minutes and was stopped"),
     ],
 )
 def test_the_ci_script_stops_at_a_stage_that_fails_or_hangs(tmp_path, tpu, status, last):

@@ -140,7 +140,7 @@ def _run(options: Finetune) -> Result:
     adapter = _save_adapter(model, folder / "adapter", options.model)
     if first_process:
         _plot(history, folder / "metrics.png")
-        logger.info(f"The adapter is in {adapter}.")
+        logger.info(f"The adapter is in {folder.name}/adapter.")
     return Result(history, adapter, answers)
 
 
