@@ -20,6 +20,7 @@ from flax import nnx
 
 from tests.helpers import tiny
 from utils import CourseError, checkpoints, lora, losses, train
+from utils.course import pretrained
 from utils.data import packing
 
 ROOT = Path(__file__).resolve().parents[2]
