@@ -51,9 +51,10 @@ test-units: install  ## all but the chapters - in parallel (WORKERS=2), then tho
 test-chapters: install  ## the pages and their exercises, in profile smoke (CHAPTER="05 06")
 	@$(TESTS) $(PARALLEL) -m "chapter" tests/course $(if $(CHAPTER),--chapter "$(CHAPTER)") $(CHOSEN)
 
-test-long: install install-tpu  ## the long proofs whole - kills, requests, every plan - an hour or more
+test-long: install install-tpu book  ## the long proofs whole - kills, requests, every plan, every page - an hour or more
 	@$(TESTS) -m "$(HERE) and long" $(CHOSEN)
 	@JAX_PLATFORMS=cpu $(VENV)-tpu/bin/python -m pytest -m "tpu and long" tests/tpu $(PYTEST_ARGS) || test $$? -eq 5
+	@$(TESTS) -m "browser and long" tests/browser $(CHOSEN)
 
 lab: install  ## JupyterLab on the chapters
 	@$(BIN)/jupyter lab chapters

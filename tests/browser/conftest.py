@@ -169,6 +169,20 @@ def pages_of(folder: Path) -> list[str]:
     )
 
 
+SAMPLE = (
+    "12_mesh",
+    "13_r1",
+)  # chapters whose accessibility is checked in every run, at a phone's width
+
+
+def pytest_itemcollected(item) -> None:
+    """axe takes 20 s for a chapter: all of them, at both widths, are checked in `make test-long`."""
+    if item.name.startswith("test_accessible_in_both_themes[chapters/"):
+        sampled = item.name.endswith("-390]") and any(name in item.name for name in SAMPLE)
+        if not sampled:
+            item.add_marker(pytest.mark.long)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test per page for the tests that take `page_path`."""
     if "page_path" in metafunc.fixturenames:
