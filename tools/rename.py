@@ -96,6 +96,7 @@ NAMES = {
     ("peft_format", "read_adapter"): ("utils.hf.peft", "read"),
     ("sharding", "place"): ("utils.sharding", "device_put"),
     ("sharding", "gather"): ("utils.sharding", "all_gather"),
+    ("sharding", "parts"): ("utils.course.plot", "parts"),
     ("sharding", "picture"): ("utils.course.plot", "sharding"),
     ("finetune", "Config"): ("utils.commands.options", "Finetune"),
     ("finetune", "ALL_LINEAR"): ("utils.lora", "ALL_LINEAR"),
